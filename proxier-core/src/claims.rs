@@ -1,0 +1,80 @@
+//! Two Services wanting one frontend: the oldest wins, always, and the loser is reported.
+
+use std::{
+    cmp::Ordering,
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use crate::{ir::FrontendKey, name::FragmentId};
+
+/// One Service port that wants a frontend.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Claim {
+    /// When its Service was created; unknown counts as youngest.
+    pub created: Option<Arc<str>>,
+    /// Who wants it.
+    pub id: FragmentId,
+}
+
+impl Claim {
+    fn age_order(&self, other: &Self) -> Ordering {
+        let rank = |claim: &Self| (claim.created.is_none(), claim.created.clone());
+        rank(self).cmp(&rank(other)).then_with(|| self.id.cmp(&other.id))
+    }
+}
+
+/// Who wants which frontend.
+#[derive(Debug, Default)]
+pub(crate) struct Claims {
+    /// Oldest first, never empty.
+    by_key: HashMap<FrontendKey, Vec<Claim>>,
+    contested: BTreeSet<FrontendKey>,
+}
+
+impl Claims {
+    /// Adds a claim. Returns who loses the frontend by it.
+    pub(crate) fn add(&mut self, key: FrontendKey, claim: Claim) -> Option<FragmentId> {
+        let claims = self.by_key.entry(key).or_default();
+        let place = claims.partition_point(|known| known.age_order(&claim).is_lt());
+        if claims.get(place) == Some(&claim) {
+            return None;
+        }
+        let loser = claims.first().filter(|_| place == 0).map(|claim| claim.id.clone());
+        claims.insert(place, claim);
+        if claims.len() > 1 {
+            self.contested.insert(key);
+        }
+        loser
+    }
+
+    /// Takes a claim back. Returns who gains the frontend by it.
+    pub(crate) fn remove(&mut self, key: FrontendKey, id: &FragmentId) -> Option<FragmentId> {
+        let claims = self.by_key.get_mut(&key)?;
+        let place = claims.iter().position(|claim| claim.id == *id)?;
+        claims.remove(place);
+        let heir = claims.first().filter(|_| place == 0).map(|claim| claim.id.clone());
+        if claims.len() < 2 {
+            self.contested.remove(&key);
+        }
+        if claims.is_empty() {
+            self.by_key.remove(&key);
+        }
+        heir
+    }
+
+    /// Says whether `id` is the one to have the frontend.
+    pub(crate) fn owns(&self, key: &FrontendKey, id: &FragmentId) -> bool {
+        self.by_key.get(key).and_then(|claims| claims.first()).is_some_and(|first| first.id == *id)
+    }
+
+    /// Every frontend that more than one wants: who has it, and who has not.
+    pub(crate) fn contested(
+        &self,
+    ) -> impl Iterator<Item = (FrontendKey, &FragmentId, impl Iterator<Item = &FragmentId>)> {
+        self.contested.iter().filter_map(|key| {
+            let (winner, losers) = self.by_key.get(key)?.split_first()?;
+            Some((*key, &winner.id, losers.iter().map(|claim| &claim.id)))
+        })
+    }
+}

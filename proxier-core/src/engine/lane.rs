@@ -1,0 +1,150 @@
+//! What the engine knows of one family.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use crate::{
+    ir::{Fragment, NodeView},
+    name::{Family, FragmentId},
+    proxier::{Change, Degraded, Revision, Update},
+    spi::{Backend, ErrorKind},
+};
+
+/// One family: what is wanted, and what the kernel is believed to hold.
+///
+/// Objects are not kept: the installed fragment, compiled again, gives them.
+pub(super) struct Lane<B: Backend> {
+    pub family: Family,
+    /// The kernel holds what `slots`, `shared` and `skeleton` say. False before the first dump,
+    /// while a commit is under way, and after one whose outcome is unknown.
+    pub known: bool,
+    /// There was a successful dump before, so differences from now on are drift.
+    pub seen: bool,
+    /// The node as wanted.
+    pub node: Arc<NodeView>,
+    /// The node that the installed skeleton was made for; `None` when there is no skeleton.
+    pub skeleton: Option<Arc<NodeView>>,
+    pub slots: BTreeMap<FragmentId, Slot<B>>,
+    pub shared: BTreeMap<B::Key, Shared<B>>,
+    pub desired: Revision,
+    pub programmed: Revision,
+}
+
+/// One fragment.
+pub(super) struct Slot<B: Backend> {
+    /// What is wanted; `None` when it is to go.
+    pub desired: Option<Arc<Fragment>>,
+    pub installed: Option<Installed<B>>,
+    pub trouble: Option<Trouble>,
+}
+
+/// What the kernel holds of a fragment.
+pub(super) struct Installed<B: Backend> {
+    pub fragment: Arc<Fragment>,
+    pub node: Arc<NodeView>,
+    pub memo: B::Memo,
+}
+
+impl<B: Backend> Clone for Installed<B> {
+    fn clone(&self) -> Self {
+        let (fragment, node) = (Arc::clone(&self.fragment), Arc::clone(&self.node));
+        Self { fragment, node, memo: self.memo.clone() }
+    }
+}
+
+/// Why a fragment is not as wanted.
+pub(super) struct Trouble {
+    pub kind: ErrorKind,
+    pub reason: String,
+    pub attempts: u32,
+}
+
+/// An object that several fragments declare.
+pub(super) struct Shared<B: Backend> {
+    pub holders: usize,
+    pub value: B::Value,
+}
+
+/// A fragment to be planned, and what it shall become.
+pub(super) type Item = (FragmentId, Option<Arc<Fragment>>);
+
+impl<B: Backend> Lane<B> {
+    pub(super) fn new(family: Family) -> Self {
+        Self {
+            family,
+            known: false,
+            seen: false,
+            node: Arc::default(),
+            skeleton: None,
+            slots: BTreeMap::new(),
+            shared: BTreeMap::new(),
+            desired: Revision::default(),
+            programmed: Revision::default(),
+        }
+    }
+
+    /// What an update asks of this family: the fragments to plan, and the node.
+    pub(super) fn items(&self, update: &Update) -> (Vec<Item>, Arc<NodeView>) {
+        match update {
+            Update::Delta { node, changes, .. } => {
+                let ours = changes.iter().filter(|change| change.id().family == self.family);
+                let mut items: BTreeMap<_, _> = ours
+                    .map(|change| match change {
+                        Change::Remove(id) => (id.clone(), None),
+                        Change::Upsert(fragment) => {
+                            (fragment.id.clone(), Some(Arc::clone(fragment)))
+                        }
+                    })
+                    .collect();
+                let node = node.as_ref().unwrap_or(&self.node);
+                if *node != self.node {
+                    for (id, slot) in &self.slots {
+                        items.entry(id.clone()).or_insert_with(|| slot.desired.clone());
+                    }
+                }
+                (items.into_iter().collect(), Arc::clone(node))
+            }
+            Update::Reset { node, fragments, .. } => {
+                let ours = fragments.iter().filter(|fragment| fragment.id.family == self.family);
+                let mut items: BTreeMap<_, _> =
+                    self.slots.keys().map(|id| (id.clone(), None)).collect();
+                items.extend(ours.map(|it| (it.id.clone(), Some(Arc::clone(it)))));
+                (items.into_iter().collect(), Arc::clone(node))
+            }
+        }
+    }
+
+    /// Takes note of what is wanted.
+    pub(super) fn want(&mut self, items: &[Item], node: Arc<NodeView>, revision: Revision) {
+        self.node = node;
+        self.desired = revision;
+        for (id, desired) in items {
+            if let Some(slot) = self.slots.get_mut(id) {
+                slot.desired.clone_from(desired);
+            } else if desired.is_some() {
+                let slot = Slot { desired: desired.clone(), installed: None, trouble: None };
+                self.slots.insert(id.clone(), slot);
+            }
+        }
+    }
+
+    /// Takes note that a fragment could not be programmed.
+    pub(super) fn blame(&mut self, id: &FragmentId, kind: ErrorKind, reason: String) {
+        if let Some(slot) = self.slots.get_mut(id) {
+            let attempts =
+                slot.trouble.as_ref().map_or(1, |known| known.attempts.saturating_add(1));
+            slot.trouble = Some(Trouble { kind, reason, attempts });
+        }
+    }
+
+    /// The fragments that are not as wanted.
+    pub(super) fn degraded(&self) -> impl Iterator<Item = Degraded> {
+        self.slots.iter().filter_map(|(id, slot)| {
+            slot.trouble.as_ref().map(|trouble| Degraded {
+                id: id.clone(),
+                kind: trouble.kind,
+                reason: trouble.reason.clone(),
+                attempts: trouble.attempts,
+            })
+        })
+    }
+}

@@ -1,0 +1,487 @@
+//! Carrying plans out, and finding out what is there when that is in doubt.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use super::{
+    Engine, Step,
+    lane::{Installed, Item, Lane, Shared, Slot},
+    plan::{Plan, Tagged, Wanted, sort},
+};
+use crate::{
+    conntrack::{FlowFilter, stale},
+    name::FragmentId,
+    proxier::{SyncError, SyncReport, Verb},
+    spi::{Backend, CommitError, Dataplane, Objects, Op, Owner, Stage},
+};
+
+/// How often the kernel is read back within one sync before giving up.
+const MAX_RECONCILES: u32 = 3;
+
+type Dump<B> = BTreeMap<<B as Backend>::Key, <B as Backend>::Value>;
+
+impl<B: Backend> Lane<B> {
+    pub(super) fn predicted(&self, backend: &B) -> Dump<B> {
+        let mut all = match &self.skeleton {
+            Some(node) => backend.skeleton(self.family, node),
+            None => BTreeMap::new(),
+        };
+        for it in self.slots.values().filter_map(|slot| slot.installed.as_ref()) {
+            let mut objects = Objects::default();
+            if backend.compile(&it.node, &it.fragment, &it.memo, &mut objects).is_ok() {
+                let (own, shared) = objects.into_parts();
+                all.extend(own);
+                all.extend(shared);
+            }
+        }
+        all
+    }
+
+    /// Takes note that a plan is in effect.
+    fn note(&mut self, outcomes: Vec<(FragmentId, Option<Installed<B>>)>) {
+        for (id, installed) in outcomes {
+            match self.slots.get_mut(&id) {
+                Some(slot) if installed.is_none() && slot.desired.is_none() => {
+                    self.slots.remove(&id);
+                }
+                Some(slot) => {
+                    slot.installed = installed;
+                    Self::forgive(slot);
+                }
+                None => {}
+            }
+        }
+    }
+
+    fn note_shared(&mut self, shared: BTreeMap<B::Key, (usize, B::Value)>) {
+        for (key, (holders, value)) in shared {
+            if holders == 0 {
+                self.shared.remove(&key);
+            } else {
+                self.shared.insert(key, Shared { holders, value });
+            }
+        }
+    }
+
+    /// Forgets the trouble of fragments that are as wanted by now.
+    fn forgive(slot: &mut Slot<B>) {
+        let as_wanted = match (&slot.desired, &slot.installed) {
+            (Some(desired), Some(it)) => {
+                Arc::ptr_eq(desired, &it.fragment) || *desired == it.fragment
+            }
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        if as_wanted {
+            slot.trouble = None;
+        }
+    }
+
+    /// The fragments that are not as wanted.
+    fn troubled(&self) -> Vec<Item> {
+        let is_troubled = |slot: &Slot<B>| slot.trouble.is_some();
+        let troubled = self.slots.iter().filter(|(_, slot)| is_troubled(slot));
+        troubled.map(|(id, slot)| (id.clone(), slot.desired.clone())).collect()
+    }
+}
+
+impl<B: Backend, D: Dataplane<B>> Engine<B, D> {
+    pub(super) async fn run_lane(
+        &mut self,
+        index: usize,
+        step: &Step<'_>,
+        report: &mut SyncReport,
+    ) -> Result<(), SyncError> {
+        let Self { backend, dataplane, lanes, .. } = self;
+        let Some(lane) = lanes.get_mut(index) else { return Ok(()) };
+        let mut run = Run { backend, dataplane, lane, report };
+        match step {
+            Step::Audit => run.reconcile().await,
+            Step::Retry => run.retry().await,
+            Step::Sync(update) => {
+                let (items, node) = run.lane.items(update);
+                run.lane.want(&items, node, update.revision());
+                run.sync(items).await
+            }
+        }
+    }
+}
+
+/// One family during one sync.
+struct Run<'a, B: Backend, D> {
+    backend: &'a B,
+    dataplane: &'a mut D,
+    lane: &'a mut Lane<B>,
+    report: &'a mut SyncReport,
+}
+
+/// What became of some operations.
+enum Sent {
+    Done,
+    /// Nobody knows: the kernel has to be read back.
+    Unknown,
+    /// One fragment is to blame; with an atomic backend nothing happened.
+    Refused(FragmentId),
+    /// Nobody knows which; with an atomic backend nothing happened.
+    RefusedSomewhere(CommitError),
+}
+
+impl<B: Backend, D: Dataplane<B>> Run<'_, B, D> {
+    async fn sync(&mut self, items: Vec<Item>) -> Result<(), SyncError> {
+        if self.lane.known {
+            if self.lane.skeleton.as_ref() != Some(&self.lane.node) {
+                self.program_skeleton().await?;
+            }
+            self.program(items).await?;
+        }
+        if !self.lane.known {
+            return self.reconcile().await;
+        }
+        self.lane.programmed = self.lane.desired;
+        Ok(())
+    }
+
+    async fn retry(&mut self) -> Result<(), SyncError> {
+        let troubled = self.lane.troubled();
+        let never_synced = self.lane.desired == crate::Revision::default();
+        if never_synced || (self.lane.known && troubled.is_empty()) {
+            return Ok(());
+        }
+        self.sync(troubled).await
+    }
+
+    async fn program_skeleton(&mut self) -> Result<(), SyncError> {
+        let node = Arc::clone(&self.lane.node);
+        let ops = Plan::skeleton(self.backend, self.lane, &node);
+        match self.send(ops).await? {
+            Sent::Done => {
+                self.lane.skeleton = Some(node);
+                Ok(())
+            }
+            Sent::Refused(_) | Sent::Unknown => Ok(()),
+            Sent::RefusedSomewhere(source) => {
+                Err(SyncError::Commit { family: self.lane.family, source })
+            }
+        }
+    }
+
+    /// Brings `items` where they should be. Leaves `known` unset when that is in doubt.
+    ///
+    /// A refused fragment is set aside and the rest is sent again; when the kernel does not say
+    /// which was refused, the halves are tried, so that n fragments with one bad one among them cost
+    /// about 2 log2 n extra batches.
+    async fn program(&mut self, items: Vec<Item>) -> Result<(), SyncError> {
+        self.report.visited += items.len();
+        let mut groups = vec![items];
+        while let Some(mut group) = groups.pop() {
+            let node = Arc::clone(&self.lane.node);
+            let plan = Plan::of(self.backend, self.lane, &node, &group);
+            for (id, error) in plan.refused {
+                self.lane.blame(&id, error.kind(), error.to_string());
+            }
+            let one_batch = plan.ops.len() <= self.dataplane.batch_limit();
+            let sent = self.send(plan.ops).await?;
+            let atomic = one_batch && self.backend.capabilities().atomic;
+            match sent {
+                Sent::Unknown => return Ok(()),
+                Sent::Done => {
+                    self.lane.note(plan.outcomes);
+                    self.lane.note_shared(plan.shared);
+                    self.forget(&plan.stale).await;
+                }
+                _ if !atomic => {
+                    self.lane.known = false;
+                    return Ok(());
+                }
+                Sent::Refused(culprit) => {
+                    group.retain(|(id, _)| *id != culprit);
+                    groups.push(group);
+                }
+                Sent::RefusedSomewhere(error) => match group.as_slice() {
+                    [] => {}
+                    [(id, _)] => self.lane.blame(id, error.kind(), describe(&error)),
+                    _ => {
+                        let rest = group.split_off(group.len() / 2);
+                        groups.extend([rest, group]);
+                    }
+                },
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends operations in batches of the data path's size. While a batch is under way the state
+    /// counts as unknown, so that dropping the future is safe.
+    async fn send(&mut self, ops: Vec<Tagged<B>>) -> Result<Sent, SyncError> {
+        let family = self.lane.family;
+        let limit = self.dataplane.batch_limit().max(1);
+        let (owners, ops): (Vec<_>, Vec<_>) = ops.into_iter().unzip();
+        for (owners, ops) in owners.chunks(limit).zip(ops.chunks(limit)) {
+            let known = std::mem::replace(&mut self.lane.known, false);
+            match self.dataplane.commit(family, ops).await {
+                Ok(()) => self.lane.known = known,
+                Err(CommitError::Refused { op, object, extack, errno, kind }) => {
+                    self.lane.known = known;
+                    let owner = op.and_then(|op| owners.get(op));
+                    let culprit = match owner {
+                        Some(Owner::Fragment(id)) => Some(id.clone()),
+                        _ => sole_owner(owners),
+                    };
+                    let error = CommitError::Refused { op, object, extack, errno, kind };
+                    return Ok(match culprit {
+                        Some(id) => {
+                            self.lane.blame(&id, kind, describe(&error));
+                            Sent::Refused(id)
+                        }
+                        None => Sent::RefusedSomewhere(error),
+                    });
+                }
+                Err(CommitError::Unknown { .. }) => return Ok(Sent::Unknown),
+                Err(source) => return Err(SyncError::Commit { family, source }),
+            }
+            self.report.batches += 1;
+            for op in ops {
+                match op.verb() {
+                    Verb::Add => self.report.ops.add += 1,
+                    Verb::Del => self.report.ops.del += 1,
+                    Verb::Set => self.report.ops.set += 1,
+                }
+            }
+        }
+        Ok(Sent::Done)
+    }
+
+    /// Removes flows that lead nowhere. A failure is worth a warning: new flows are not affected.
+    async fn forget(&mut self, filters: &[FlowFilter]) {
+        if filters.is_empty() {
+            return;
+        }
+        match self.dataplane.forget_flows(self.lane.family, filters).await {
+            Ok(count) => self.report.stale_flows += count,
+            Err(error) => self.report.warnings.push(format!(
+                "stale UDP flows of {} may remain: {}",
+                self.lane.family,
+                describe(&error)
+            )),
+        }
+    }
+
+    /// Reads the kernel back and changes only what differs from what is wanted.
+    async fn reconcile(&mut self) -> Result<(), SyncError> {
+        if self.lane.desired == crate::Revision::default() {
+            return Ok(());
+        }
+        self.report.visited += self.lane.slots.len();
+        let expected = self.lane.known && self.lane.seen;
+        let before = self.report.ops.total();
+        let mut fallback = self.take_installed();
+        let mut given_up = BTreeSet::new();
+        let mut careful = false;
+        let mut reads = 0;
+        loop {
+            match self.reconcile_once(&fallback, &given_up, careful).await? {
+                Sent::Done => break,
+                Sent::Refused(id) if given_up.insert(id.clone()) => {}
+                // Not even what was there before is taken.
+                Sent::Refused(id) if fallback.remove(&id).is_some() => {}
+                Sent::Refused(_) | Sent::RefusedSomewhere(_) if !careful => careful = true,
+                Sent::Refused(id) => {
+                    let source = CommitError::Unknown {
+                        doing: "a fragment that was given up",
+                        source: std::io::Error::other(id.to_string()),
+                    };
+                    return Err(SyncError::Commit { family: self.lane.family, source });
+                }
+                Sent::RefusedSomewhere(source) => {
+                    return Err(SyncError::Commit { family: self.lane.family, source });
+                }
+                Sent::Unknown => {
+                    reads += 1;
+                    if reads == MAX_RECONCILES {
+                        let source = CommitError::Unknown {
+                            doing: "repeated batches",
+                            source: std::io::ErrorKind::Interrupted.into(),
+                        };
+                        return Err(SyncError::Commit { family: self.lane.family, source });
+                    }
+                }
+            }
+        }
+        if expected {
+            self.report.drift += self.report.ops.total() - before;
+        }
+        if !std::mem::replace(&mut self.lane.seen, true) {
+            let installed = self.lane.slots.values().filter_map(|slot| slot.installed.as_ref());
+            let filters: Vec<_> =
+                installed.flat_map(|it| stale(None, Some(&it.fragment), &self.lane.node)).collect();
+            self.forget(&filters).await;
+        }
+        self.lane.programmed = self.lane.desired;
+        Ok(())
+    }
+
+    /// One attempt. Fragments are compiled one after the other and sent in batches, so that memory is
+    /// bounded by the batch and by what the kernel holds already. What lets traffic in comes last.
+    ///
+    /// When `careful`, every fragment is sent by itself, which shows the one that is refused.
+    async fn reconcile_once(
+        &mut self,
+        fallback: &BTreeMap<FragmentId, Installed<B>>,
+        given_up: &BTreeSet<FragmentId>,
+        careful: bool,
+    ) -> Result<Sent, SyncError> {
+        let family = self.lane.family;
+        let mut actual = self
+            .dataplane
+            .dump(family)
+            .await
+            .map_err(|source| SyncError::Dump { family, source })?;
+        let memos = self.recall(&actual);
+        let node = Arc::clone(&self.lane.node);
+        let mut batch = Plan::skeleton(self.backend, self.lane, &node);
+        rebase::<B>(&mut batch, &mut actual);
+        let mut entries = Vec::new();
+        let limit = if careful { 0 } else { self.dataplane.batch_limit() };
+        for (id, memo) in memos {
+            if !given_up.contains(&id) {
+                self.compile_onto(&id, &memo, &mut actual, &mut batch);
+            } else if let Some(previous) = fallback.get(&id) {
+                self.restore_onto(&id, previous, &mut actual, &mut batch);
+            }
+            if !careful {
+                let is_entry = |(_, op): &Tagged<B>| self.backend.stage(op.key()) == Stage::Entry;
+                entries.extend(batch.extract_if(.., |it| is_entry(it)));
+            }
+            if batch.len() > limit {
+                let sent = self.send_sorted(&mut batch).await?;
+                if !matches!(sent, Sent::Done) {
+                    return Ok(sent);
+                }
+            }
+        }
+        let leftovers = actual.into_iter().map(|(key, value)| Op::Del(key, value));
+        let leftovers = leftovers.map(|op| (Owner::Skeleton, op)).collect();
+        for mut rest in [batch, entries, leftovers] {
+            let sent = self.send_sorted(&mut rest).await?;
+            if !matches!(sent, Sent::Done) {
+                return Ok(sent);
+            }
+        }
+        self.lane.skeleton = Some(node);
+        self.lane.known = true;
+        self.lane.slots.values_mut().for_each(Lane::forgive);
+        Ok(Sent::Done)
+    }
+
+    /// Takes out what is believed to be installed.
+    fn take_installed(&mut self) -> BTreeMap<FragmentId, Installed<B>> {
+        self.lane.known = false;
+        let slots = self.lane.slots.iter_mut();
+        slots.filter_map(|(id, slot)| Some((id.clone(), slot.installed.take()?))).collect()
+    }
+
+    /// Starts from nothing. Returns every wanted fragment with the memo that the kernel's content
+    /// implies.
+    fn recall(&mut self, actual: &Dump<B>) -> Vec<(FragmentId, B::Memo)> {
+        let Lane { slots, shared, skeleton, .. } = &mut *self.lane;
+        shared.clear();
+        *skeleton = None;
+        slots.retain(|_, slot| slot.desired.is_some());
+        slots
+            .iter_mut()
+            .filter_map(|(id, slot)| {
+                slot.installed = None;
+                Some((id.clone(), self.backend.recall(slot.desired.as_ref()?, actual)))
+            })
+            .collect()
+    }
+
+    /// Adds a fragment as wanted.
+    fn compile_onto(
+        &mut self,
+        id: &FragmentId,
+        memo: &B::Memo,
+        actual: &mut Dump<B>,
+        batch: &mut Vec<Tagged<B>>,
+    ) {
+        let node = Arc::clone(&self.lane.node);
+        let Some(desired) = self.lane.slots.get(id).and_then(|slot| slot.desired.clone()) else {
+            return;
+        };
+        let wanted = Wanted { fragment: &desired, node: &node, memo: Some(memo) };
+        match Plan::fresh(self.backend, self.lane, id, wanted) {
+            Ok(plan) => self.adopt(plan, actual, batch),
+            Err(error) => self.lane.blame(id, error.kind(), error.to_string()),
+        }
+    }
+
+    /// Adds a fragment as it was installed before: the kernel does not take it as wanted.
+    fn restore_onto(
+        &mut self,
+        id: &FragmentId,
+        previous: &Installed<B>,
+        actual: &mut Dump<B>,
+        batch: &mut Vec<Tagged<B>>,
+    ) {
+        let Installed { fragment, node, memo } = previous;
+        let wanted = Wanted { fragment, node, memo: Some(memo) };
+        if let Ok(plan) = Plan::fresh(self.backend, self.lane, id, wanted) {
+            self.adopt(plan, actual, batch);
+        }
+    }
+
+    fn adopt(&mut self, mut plan: Plan<B>, actual: &mut Dump<B>, batch: &mut Vec<Tagged<B>>) {
+        rebase::<B>(&mut plan.ops, actual);
+        batch.append(&mut plan.ops);
+        for (id, installed) in plan.outcomes {
+            if let Some(slot) = self.lane.slots.get_mut(&id) {
+                slot.installed = installed;
+            }
+        }
+        self.lane.note_shared(plan.shared);
+    }
+
+    async fn send_sorted(&mut self, batch: &mut Vec<Tagged<B>>) -> Result<Sent, SyncError> {
+        let mut ops = std::mem::take(batch);
+        sort(self.backend, &mut ops);
+        self.send(ops).await
+    }
+}
+
+/// The fragment that all operations are for, if it is one.
+fn sole_owner(owners: &[Owner]) -> Option<FragmentId> {
+    let (first, rest) = owners.split_first()?;
+    match first {
+        Owner::Fragment(id) if rest.iter().all(|owner| owner == first) => Some(id.clone()),
+        Owner::Fragment(_) | Owner::Skeleton => None,
+    }
+}
+
+/// Turns creations into what is really missing, given what is there; takes that out of `actual`.
+fn rebase<B: Backend>(ops: &mut Vec<Tagged<B>>, actual: &mut Dump<B>) {
+    for (owner, op) in std::mem::take(ops) {
+        let op = match op {
+            Op::Add(key, new) => match actual.remove(&key) {
+                None => Op::Add(key, new),
+                Some(old) if old == new => continue,
+                Some(old) => Op::Set { key, old, new },
+            },
+            Op::Del(..) | Op::Set { .. } => op,
+        };
+        ops.push((owner, op));
+    }
+}
+
+/// An error with its causes, in one line.
+fn describe(error: &CommitError) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

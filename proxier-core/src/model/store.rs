@@ -1,0 +1,360 @@
+//! The current Services and EndpointSlices, and which fragments a change of them touches.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
+    net::SocketAddr,
+    sync::Arc,
+};
+
+use serde::Serialize;
+
+use super::{EndpointSlice, NodeEnv, PortView, Service};
+use crate::{
+    claims::{Claim, Claims},
+    ir::{Fragment, FrontendKey, NodeView},
+    lower::{fragment_id, frontends, lower},
+    name::{Family, FragmentId, ObjectName},
+    proxier::{Change, Revision, Update},
+    select::Candidate,
+};
+
+/// An object a proxier watches.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub enum Object {
+    /// An EndpointSlice.
+    EndpointSlice(EndpointSlice),
+    /// A Service.
+    Service(Service),
+}
+
+/// Names an object a proxier watches.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+pub enum ObjectKey {
+    /// An EndpointSlice.
+    EndpointSlice(ObjectName),
+    /// A Service.
+    Service(ObjectName),
+}
+
+/// Something happened in the cluster or on the node.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// An object is new or changed.
+    Apply(Object),
+    /// An object is gone, or no longer any business of a proxier. Unknown objects are fine.
+    Delete(ObjectKey),
+    /// The node or the settings changed.
+    Node(Box<NodeEnv>),
+    /// These are all EndpointSlices there are.
+    EndpointSlices(Vec<EndpointSlice>),
+    /// These are all Services there are.
+    Services(Vec<Service>),
+}
+
+/// A frontend that two Services want. The older one has it.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+pub struct Conflict {
+    /// The frontend.
+    pub key: FrontendKey,
+    /// Who has it.
+    pub winner: FragmentId,
+    /// Who wants it too and goes without.
+    pub loser: FragmentId,
+}
+
+impl fmt::Display for Conflict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { key, winner, loser } = self;
+        write!(f, "{loser}: {key} already belongs to {winner}, which is older")
+    }
+}
+
+/// Holds what the sources said and turns it into updates for a [`Proxier`](crate::Proxier).
+///
+/// Events only edit; [`Store::take`] computes. Any number of events between two calls becomes one
+/// update, in which every touched fragment appears once and an untouched one never does.
+#[derive(Debug)]
+pub struct Store {
+    env: NodeEnv,
+    view: Arc<NodeView>,
+    services: BTreeMap<ObjectName, Service>,
+    slices: BTreeMap<ObjectName, Arc<EndpointSlice>>,
+    /// The slices of each Service, by name.
+    slices_of: HashMap<ObjectName, Vec<Arc<EndpointSlice>>>,
+    claims: Claims,
+    /// What the last update made of each Service, sorted by id.
+    fragments: BTreeMap<ObjectName, Vec<Arc<Fragment>>>,
+    dirty: BTreeSet<ObjectName>,
+    view_changed: bool,
+    has_services: bool,
+    has_slices: bool,
+    revision: Revision,
+}
+
+impl Store {
+    /// A store that waits for its first full lists.
+    #[must_use]
+    pub fn new(env: NodeEnv) -> Self {
+        Self {
+            view: Arc::new(env.view()),
+            env,
+            services: BTreeMap::new(),
+            slices: BTreeMap::new(),
+            slices_of: HashMap::new(),
+            claims: Claims::default(),
+            fragments: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+            view_changed: false,
+            has_services: false,
+            has_slices: false,
+            revision: Revision::default(),
+        }
+    }
+
+    /// Takes note of an event. O(object), or O(list) for a full list.
+    ///
+    /// Returns whether there is something to [`take`](Self::take).
+    pub fn apply(&mut self, event: Event) -> bool {
+        match event {
+            Event::Apply(Object::EndpointSlice(slice)) => self.set_slice(slice),
+            Event::Apply(Object::Service(service)) => self.set_service(service),
+            Event::Delete(ObjectKey::EndpointSlice(name)) => self.delete_slice(&name),
+            Event::Delete(ObjectKey::Service(name)) => self.delete_service(&name),
+            Event::Node(env) => self.set_env(*env),
+            Event::EndpointSlices(slices) => self.set_slices(slices),
+            Event::Services(services) => self.set_services(services),
+        }
+        self.has_changes()
+    }
+
+    /// Computes what the events so far amount to; `None` when that is nothing, or when no full
+    /// list of both Services and EndpointSlices has come in yet.
+    ///
+    /// The first update is a [`Update::Reset`], every later one a [`Update::Delta`]. O(touched
+    /// Services and their endpoints).
+    pub fn take(&mut self) -> Option<Update> {
+        if !self.has_changes() {
+            return None;
+        }
+        let first = self.revision == Revision::default();
+        let mut changes = Vec::new();
+        for name in std::mem::take(&mut self.dirty) {
+            self.refresh(name, &mut changes);
+        }
+        let node = std::mem::take(&mut self.view_changed).then(|| Arc::clone(&self.view));
+        if first {
+            self.revision = self.revision.next();
+            return Some(self.reset());
+        }
+        if changes.is_empty() && node.is_none() {
+            return None;
+        }
+        self.revision = self.revision.next();
+        Some(Update::Delta { revision: self.revision, node, changes })
+    }
+
+    /// The whole desired state as of the last [`take`](Self::take).
+    #[must_use]
+    pub fn reset(&self) -> Update {
+        let fragments = self.fragments.values().flatten().map(Arc::clone).collect();
+        Update::Reset { revision: self.revision, node: Arc::clone(&self.view), fragments }
+    }
+
+    /// The node and settings in force.
+    #[must_use]
+    pub const fn env(&self) -> &NodeEnv {
+        &self.env
+    }
+
+    /// The Services that are proxied, by name.
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        self.services.values()
+    }
+
+    /// The fragments of the last update, by id.
+    pub fn fragments(&self) -> impl Iterator<Item = &Arc<Fragment>> {
+        self.fragments.values().flatten()
+    }
+
+    /// Frontends that more than one Service wants, sorted.
+    pub fn conflicts(&self) -> impl Iterator<Item = Conflict> {
+        self.claims.contested().flat_map(|(key, winner, losers)| {
+            let winner = winner.clone();
+            losers.map(move |loser| Conflict { key, winner: winner.clone(), loser: loser.clone() })
+        })
+    }
+
+    /// The endpoints of a Service port, merged from its slices: sorted by address, each once.
+    #[must_use]
+    pub fn candidates(&self, view: &PortView<'_>) -> Vec<Candidate<'_>> {
+        let slices = self.slices_of.get(view.service.name()).map(Vec::as_slice).unwrap_or_default();
+        merge(slices, view, &self.env.name)
+    }
+
+    const fn is_complete(&self) -> bool {
+        self.has_services && self.has_slices
+    }
+
+    fn has_changes(&self) -> bool {
+        let first = self.revision == Revision::default();
+        self.is_complete() && (first || self.view_changed || !self.dirty.is_empty())
+    }
+
+    fn set_env(&mut self, env: NodeEnv) {
+        if env == self.env {
+            return;
+        }
+        self.env = env;
+        self.dirty.extend(self.services.keys().cloned());
+        let view = self.env.view();
+        if view != *self.view {
+            self.view = Arc::new(view);
+            self.view_changed = true;
+        }
+    }
+
+    fn set_services(&mut self, services: Vec<Service>) {
+        self.has_services = true;
+        let mut gone: BTreeSet<_> = self.services.keys().cloned().collect();
+        for service in services {
+            gone.remove(service.name());
+            self.set_service(service);
+        }
+        for name in gone {
+            self.delete_service(&name);
+        }
+    }
+
+    fn set_service(&mut self, service: Service) {
+        if self.services.get(service.name()) == Some(&service) {
+            return;
+        }
+        self.delete_service(service.name());
+        self.dirty.insert(service.name().clone());
+        for (key, id) in claims_of(&service) {
+            let claim = Claim { created: service.created().map(Arc::clone), id };
+            if let Some(loser) = self.claims.add(key, claim) {
+                self.dirty.insert(loser.service);
+            }
+        }
+        self.services.insert(service.name().clone(), service);
+    }
+
+    fn delete_service(&mut self, name: &ObjectName) {
+        let Some(service) = self.services.remove(name) else { return };
+        for (key, id) in claims_of(&service) {
+            if let Some(heir) = self.claims.remove(key, &id) {
+                self.dirty.insert(heir.service);
+            }
+        }
+        self.dirty.insert(name.clone());
+    }
+
+    fn set_slices(&mut self, slices: Vec<EndpointSlice>) {
+        self.has_slices = true;
+        let mut gone: BTreeSet<_> = self.slices.keys().cloned().collect();
+        for slice in slices {
+            gone.remove(slice.name());
+            self.set_slice(slice);
+        }
+        for name in gone {
+            self.delete_slice(&name);
+        }
+    }
+
+    fn set_slice(&mut self, slice: EndpointSlice) {
+        if self.slices.get(slice.name()).is_some_and(|known| **known == slice) {
+            return;
+        }
+        self.delete_slice(&slice.name().clone());
+        let slice = Arc::new(slice);
+        let siblings = self.slices_of.entry(slice.service().clone()).or_default();
+        let place = siblings.partition_point(|known| known.name() < slice.name());
+        siblings.insert(place, Arc::clone(&slice));
+        self.dirty.insert(slice.service().clone());
+        self.slices.insert(slice.name().clone(), slice);
+    }
+
+    fn delete_slice(&mut self, name: &ObjectName) {
+        let Some(slice) = self.slices.remove(name) else { return };
+        if let Some(siblings) = self.slices_of.get_mut(slice.service()) {
+            siblings.retain(|known| known.name() != name);
+            if siblings.is_empty() {
+                self.slices_of.remove(slice.service());
+            }
+        }
+        self.dirty.insert(slice.service().clone());
+    }
+
+    /// Brings the fragments of one Service up to date and adds what changed to `changes`.
+    fn refresh(&mut self, name: ObjectName, changes: &mut Vec<Change>) {
+        let mut before = self.fragments.remove(&name).unwrap_or_default();
+        let mut after = Vec::new();
+        if let Some(service) = self.services.get(&name) {
+            for view in Family::ALL.into_iter().flat_map(|family| service.views(family)) {
+                let id = fragment_id(&view);
+                let owns = |key: &FrontendKey| self.claims.owns(key, &id);
+                after.push(Arc::new(lower(&view, &self.candidates(&view), &self.env, owns)));
+            }
+            after.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+        }
+        for fragment in &mut after {
+            let known = before.iter().position(|known| known.id == fragment.id);
+            match known.map(|place| before.swap_remove(place)) {
+                Some(known) if known == *fragment => *fragment = known,
+                _ => changes.push(Change::Upsert(Arc::clone(fragment))),
+            }
+        }
+        before.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+        changes.extend(before.into_iter().map(|fragment| Change::Remove(fragment.id.clone())));
+        if !after.is_empty() {
+            after.shrink_to_fit();
+            self.fragments.insert(name, after);
+        }
+    }
+}
+
+/// Every frontend a Service wants.
+fn claims_of(service: &Service) -> Vec<(FrontendKey, FragmentId)> {
+    let views = Family::ALL.into_iter().flat_map(|family| service.views(family));
+    views
+        .flat_map(|view| {
+            let id = fragment_id(&view);
+            frontends(&view).into_iter().map(move |(_, key)| (key, id.clone()))
+        })
+        .collect()
+}
+
+/// The union of the slices' endpoints. Of duplicates (a pod moves between slices, or its address is
+/// reused) the one that is not terminating wins, then the ready one, then the first slice's.
+fn merge<'a>(
+    slices: &'a [Arc<EndpointSlice>],
+    view: &PortView<'_>,
+    node: &str,
+) -> Vec<Candidate<'a>> {
+    let wanted = view.port;
+    let mut merged: Vec<_> = slices
+        .iter()
+        .filter(|slice| slice.family() == view.family)
+        .flat_map(|slice| {
+            let ports = slice
+                .ports()
+                .iter()
+                .filter(|port| port.name == wanted.name && port.protocol == wanted.protocol);
+            ports.flat_map(|port| slice.endpoints().iter().map(|it| (port.port, it)))
+        })
+        .map(|(port, endpoint)| Candidate {
+            addr: SocketAddr::new(endpoint.ip, port.get()),
+            local: !node.is_empty() && endpoint.node.as_deref() == Some(node),
+            ready: endpoint.ready,
+            serving: endpoint.serving,
+            terminating: endpoint.terminating,
+            zone_hints: &endpoint.zone_hints,
+            node_hints: &endpoint.node_hints,
+        })
+        .collect();
+    merged.sort_by_key(|it| (it.addr, it.terminating, !it.ready));
+    merged.dedup_by_key(|it| it.addr);
+    merged
+}
