@@ -1,0 +1,362 @@
+//! The task that keeps a proxier in step with its sources.
+
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
+
+use proxier_core::{
+    Degraded, FragmentId, Proxier, Status, SyncError, SyncReport,
+    model::{Conflict, Event, NodeEnv, Store},
+    pace::{Pacer, Pause},
+};
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{debug, info, warn};
+
+/// How many events may wait. A source that is faster waits; nothing is lost.
+const QUEUE: usize = 1024;
+
+/// The first repetition of what failed comes after this; each further one after twice as long.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+
+/// When the driver syncs.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Pacing {
+    /// The pause after a sync. Adaptive up to one second: none after a short sync.
+    pub pause: Pause,
+    /// The longest time between two attempts of what failed: five minutes.
+    pub max_retry: Duration,
+    /// How often the kernel is read back to find what others changed: ten minutes.
+    pub audit: Duration,
+}
+
+impl Default for Pacing {
+    fn default() -> Self {
+        Self {
+            pause: Pause::Adaptive { limit: Duration::from_secs(1) },
+            max_retry: Duration::from_secs(300),
+            audit: Duration::from_secs(600),
+        }
+    }
+}
+
+/// Where a driver stands.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Standing {
+    /// The proxier's own status.
+    pub proxier: Status,
+    /// Frontends that more than one Service wants.
+    pub conflicts: Vec<Conflict>,
+    /// What the last sync did; `None` before the first one and after a failed one.
+    pub last: Option<SyncReport>,
+    /// How long the last sync took.
+    pub took: Duration,
+    /// Why the last sync failed.
+    pub failure: Option<String>,
+}
+
+/// Feeds events to a proxier: coalesces them, syncs, retries, audits.
+///
+/// Made with [`Driver::new`], fed through its [`Handle`], and run as a task of any tokio runtime
+/// with time enabled.
+pub struct Driver {
+    proxier: Box<dyn Proxier>,
+    store: Store,
+    pacing: Pacing,
+    commands: mpsc::Receiver<Command>,
+    standing: watch::Sender<Standing>,
+    /// Those who wait until everything sent so far is programmed.
+    waiting: Vec<oneshot::Sender<Standing>>,
+    started: Instant,
+    retry_at: Option<Duration>,
+    retry_after: Duration,
+}
+
+/// Feeds a [`Driver`] and watches it. Cheap to clone; the driver stops when the last one is gone.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    commands: mpsc::Sender<Command>,
+    standing: watch::Receiver<Standing>,
+}
+
+#[derive(Debug)]
+enum Command {
+    Audit(oneshot::Sender<Standing>),
+    Event(Event),
+    Settle(oneshot::Sender<Standing>),
+}
+
+/// The driver is gone.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("the driver has stopped")]
+pub struct Stopped;
+
+impl Handle {
+    /// Passes an event on. Waits while too many are queued.
+    ///
+    /// # Errors
+    /// The driver has stopped.
+    ///
+    /// # Cancel safety
+    /// Either the event was passed on or it was not.
+    pub async fn send(&self, event: Event) -> Result<(), Stopped> {
+        self.commands.send(Command::Event(event)).await.map_err(|_| Stopped)
+    }
+
+    /// Waits until everything sent so far has been synced, successfully or not, and says how it went.
+    ///
+    /// # Errors
+    /// The driver has stopped.
+    ///
+    /// # Cancel safety
+    /// Safe to drop.
+    pub async fn settle(&self) -> Result<Standing, Stopped> {
+        self.ask(Command::Settle).await
+    }
+
+    /// Reads the kernel back, repairs what others changed, and says how it went.
+    ///
+    /// # Errors
+    /// The driver has stopped.
+    ///
+    /// # Cancel safety
+    /// Safe to drop; the audit happens all the same.
+    pub async fn audit(&self) -> Result<Standing, Stopped> {
+        self.ask(Command::Audit).await
+    }
+
+    /// Where the driver stands, now and as it changes.
+    #[must_use]
+    pub fn standing(&self) -> watch::Receiver<Standing> {
+        self.standing.clone()
+    }
+
+    async fn ask(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Standing>) -> Command,
+    ) -> Result<Standing, Stopped> {
+        let (sender, receiver) = oneshot::channel();
+        self.commands.send(command(sender)).await.map_err(|_| Stopped)?;
+        receiver.await.map_err(|_| Stopped)
+    }
+}
+
+/// Why the driver wakes up.
+enum Wake {
+    Command(Command),
+    Gone,
+    Due,
+    Retry,
+    Stop,
+}
+
+impl Driver {
+    /// Makes a driver for a node. Nothing is programmed before complete lists of Services and
+    /// EndpointSlices have come in.
+    #[must_use]
+    pub fn new(proxier: Box<dyn Proxier>, env: NodeEnv, pacing: Pacing) -> (Self, Handle) {
+        let (sender, commands) = mpsc::channel(QUEUE);
+        let (standing, watcher) = watch::channel(Standing::default());
+        let driver = Self {
+            proxier,
+            store: Store::new(env),
+            pacing,
+            commands,
+            standing,
+            waiting: Vec::new(),
+            started: Instant::now(),
+            retry_at: None,
+            retry_after: FIRST_RETRY,
+        };
+        (driver, Handle { commands: sender, standing: watcher })
+    }
+
+    /// Runs until `stop` resolves or every [`Handle`] is gone. Returns the proxier; what it
+    /// programmed stays in force unless it is told to clean up.
+    ///
+    /// # Cancel safety
+    /// May be dropped at any time; what is programmed stays in force, and the next proxier to be
+    /// opened starts from there.
+    pub async fn run(mut self, stop: impl Future<Output = ()> + Send) -> Box<dyn Proxier> {
+        let mut stop = std::pin::pin!(stop);
+        let Pacing { pause, audit, .. } = self.pacing;
+        let mut pacer = Pacer::new(pause, audit, audit, self.now());
+        let mut pending = false;
+        loop {
+            let due = if pending { pacer.due() } else { pacer.due().max(self.now()) };
+            match self.wake(stop.as_mut(), due).await {
+                Wake::Stop | Wake::Gone => return self.proxier,
+                Wake::Command(command) => {
+                    if self.take_command(command).await {
+                        pending = true;
+                        pacer.request();
+                    }
+                }
+                Wake::Due if !pending => {
+                    let took = self.sync(Work::Audit).await;
+                    pacer.end(self.now(), took, true);
+                }
+                Wake::Due => {
+                    pending = false;
+                    pacer.begin();
+                    let took = self.sync(Work::Events).await;
+                    pacer.end(self.now(), took, true);
+                }
+                Wake::Retry => {
+                    self.sync(Work::Retry).await;
+                }
+            }
+            if !pending {
+                self.answer();
+            }
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    async fn wake(
+        &mut self,
+        stop: std::pin::Pin<&mut (impl Future<Output = ()> + Send)>,
+        due: Duration,
+    ) -> Wake {
+        let retry = self.retry_at.filter(|at| *at < due);
+        let at = tokio::time::Instant::from_std(self.started + retry.unwrap_or(due));
+        tokio::select! {
+            biased;
+            () = stop => Wake::Stop,
+            command = self.commands.recv() => command.map_or(Wake::Gone, Wake::Command),
+            () = tokio::time::sleep_until(at) => if retry.is_some() { Wake::Retry } else { Wake::Due },
+        }
+    }
+
+    /// Says whether there is something to sync.
+    async fn take_command(&mut self, command: Command) -> bool {
+        match command {
+            Command::Event(event) => self.store.apply(event),
+            Command::Settle(sender) => {
+                self.waiting.push(sender);
+                false
+            }
+            Command::Audit(sender) => {
+                self.sync(Work::Audit).await;
+                self.waiting.push(sender);
+                false
+            }
+        }
+    }
+
+    async fn sync(&mut self, work: Work) -> Duration {
+        let began = Instant::now();
+        let outcome = match work {
+            Work::Audit => self.proxier.audit().await,
+            Work::Events => match self.store.take() {
+                Some(update) => self.proxier.sync(update).await,
+                None => return Duration::ZERO,
+            },
+            Work::Retry => self.proxier.retry().await,
+        };
+        let took = began.elapsed();
+        self.note(work, outcome, took);
+        took
+    }
+
+    fn note(&mut self, work: Work, outcome: Result<SyncReport, SyncError>, took: Duration) {
+        let before = self.standing.borrow().clone();
+        let status = self.proxier.status();
+        log_degraded(&before.proxier.degraded, &status.degraded);
+        let troubled = outcome.is_err() || !status.degraded.is_empty();
+        let failure = outcome.as_ref().err().map(in_full);
+        match (&before.failure, &failure) {
+            (None, Some(failure)) => warn!(%failure, "cannot program the node; trying again"),
+            (Some(_), None) => info!("the node can be programmed again"),
+            (Some(_), Some(_)) | (None, None) => {}
+        }
+        if let Ok(report) = &outcome {
+            log_report(&before, report, took);
+        }
+        self.schedule_retry(work, troubled);
+        let conflicts: Vec<_> = self.store.conflicts().collect();
+        for conflict in conflicts.iter().filter(|it| !before.conflicts.contains(it)) {
+            warn!(%conflict, "two Services want one frontend");
+        }
+        let standing = Standing { proxier: status, conflicts, last: outcome.ok(), took, failure };
+        self.standing.send_replace(standing);
+    }
+
+    fn schedule_retry(&mut self, work: Work, troubled: bool) {
+        if !troubled {
+            self.retry_at = None;
+            self.retry_after = FIRST_RETRY;
+        } else if matches!(work, Work::Retry) {
+            self.retry_after = self.retry_after.saturating_mul(2).min(self.pacing.max_retry);
+            self.retry_at = Some(self.now() + self.retry_after);
+        } else {
+            self.retry_at.get_or_insert(self.started.elapsed() + self.retry_after);
+        }
+    }
+
+    fn answer(&mut self) {
+        for sender in self.waiting.drain(..) {
+            // Whoever asked may have lost interest.
+            sender.send(self.standing.borrow().clone()).ok();
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Work {
+    Audit,
+    Events,
+    Retry,
+}
+
+fn log_report(before: &Standing, report: &SyncReport, took: Duration) {
+    let (revision, visited, batches) = (report.revision.0, report.visited, report.batches);
+    let (ops, took_us) = (report.ops.total(), took.as_micros());
+    if before.proxier.totals.syncs == 0 {
+        info!(revision, visited, ops, batches, took_us, "programmed the node for the first time");
+    } else {
+        debug!(revision, visited, ops, batches, took_us, "programmed");
+    }
+    if report.drift > 0 {
+        warn!(objects = report.drift, "repaired what somebody else had changed");
+    }
+    for warning in &report.warnings {
+        warn!("{warning}");
+    }
+}
+
+/// Logs fragments when they become degraded and when they recover, not at every attempt.
+fn log_degraded(before: &[Degraded], after: &[Degraded]) {
+    let same = |list: &[Degraded], id: &FragmentId, reason: Option<&str>| {
+        list.iter().any(|it| it.id == *id && reason.is_none_or(|reason| it.reason == reason))
+    };
+    for it in after.iter().filter(|it| !same(before, &it.id, Some(&it.reason))) {
+        warn!(fragment = %it.id, reason = %it.reason, "cannot be programmed");
+    }
+    for it in before.iter().filter(|it| !same(after, &it.id, None)) {
+        info!(fragment = %it.id, "programmed again, or gone");
+    }
+}
+
+/// An error with its causes, in one line.
+fn in_full(error: &SyncError) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+impl fmt::Debug for Driver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Driver").field("pacing", &self.pacing).finish_non_exhaustive()
+    }
+}
