@@ -102,7 +102,7 @@ impl Handle {
     /// # Cancel safety
     /// Either the event was passed on or it was not.
     pub async fn send(&self, event: Event) -> Result<(), Stopped> {
-        self.commands.send(Command::Event(event)).await.map_err(|_| Stopped)
+        self.commands.send(Command::Event(event)).await.map_err(|_gone| Stopped)
     }
 
     /// Waits until everything sent so far has been synced, successfully or not, and says how it went.
@@ -138,8 +138,8 @@ impl Handle {
         command: impl FnOnce(oneshot::Sender<Standing>) -> Command,
     ) -> Result<Standing, Stopped> {
         let (sender, receiver) = oneshot::channel();
-        self.commands.send(command(sender)).await.map_err(|_| Stopped)?;
-        receiver.await.map_err(|_| Stopped)
+        self.commands.send(command(sender)).await.map_err(|_gone| Stopped)?;
+        receiver.await.map_err(|_gone| Stopped)
     }
 }
 
@@ -295,7 +295,8 @@ impl Driver {
             self.retry_after = self.retry_after.saturating_mul(2).min(self.pacing.max_retry);
             self.retry_at = Some(self.now() + self.retry_after);
         } else {
-            self.retry_at.get_or_insert(self.started.elapsed() + self.retry_after);
+            let at = self.now() + self.retry_after;
+            self.retry_at.get_or_insert(at);
         }
     }
 
