@@ -22,7 +22,7 @@ check:
 	$(CARGO) clippy --workspace --all-targets --all-features -- -D warnings
 	$(CARGO) clippy -p proxier --no-default-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --all-features --no-deps --quiet
-	$(CARGO) deny --all-features check
+	$(CARGO) deny --all-features check bans licenses sources
 
 # First sync and one change at 5,000 Services x 10 endpoints, beside the iptables tools.
 bench:

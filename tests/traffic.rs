@@ -63,6 +63,8 @@ fn external_frontends_with_cluster_policy_masquerade_everybody() {
                 rig.forwards(from, tcp(dst), &[A, REMOTE], false).await;
             }
         }
+        // The kernel lets nothing from 127.0.0.0/8 out of the node unless it is told to.
+        rig.world.node().sysctl("net.ipv4.conf.all.route_localnet", "1").unwrap();
         rig.forwards("node", tcp("127.0.0.1:31080"), &[A, REMOTE], false).await;
     });
 }
@@ -229,13 +231,6 @@ fn both_families_are_served() {
         rig.forwards("node", tcp("[fd41:97::21]:80"), &[near, far], false).await;
         rig.forwards("client", tcp("[2001:db8:e::7]:80"), &[near], true).await;
         rig.forwards("client", tcp("[fd41:7::11]:31080"), &[near], true).await;
-        rig.forwards(
-            "pod_a",
-            tcp("[fd41:97::21]:80").within(Duration::from_secs(2)),
-            &[near, far],
-            true,
-        )
-        .await;
     });
 }
 
@@ -337,8 +332,13 @@ fn killed_process() {
 #[test]
 fn cleanup_leaves_what_was_there_before() {
     every_mode(async |mode| {
-        let foreign =
-            "table ip mine { chain c { type filter hook input priority 0; tcp dport 7 accept; } }";
+        let foreign = "table ip mine {
+ chain c {
+ type filter hook input priority 0
+ tcp dport 7 accept
+ }
+}
+";
         let world = proxier_testkit::topology::Topology::standard().build("cleanup").unwrap();
         world.node().command_with_input("nft", ["-f", "-"], foreign).unwrap();
         world

@@ -1,0 +1,361 @@
+//! The I/O half of the mode: transactions, reading back, removing.
+
+mod batch;
+pub(crate) mod error;
+mod handles;
+mod read;
+mod wipe;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use proxier_core::{
+    ByFamily, Family,
+    conntrack::FlowFilter,
+    spi::{CommitError, Dataplane},
+};
+use proxier_netlink::{
+    NetNs, OpenError,
+    ct::{self, Conntrack, CtFamily},
+    nft::{Committed, NftSocket, RuleFilter, TableDump, Transaction},
+};
+use tracing::{debug, trace};
+
+pub(crate) use self::batch::nft_family;
+use self::{
+    batch::{Batch, Context, UnknownHandle},
+    error::{Failure, read_error},
+    handles::Handles,
+    read::{Objects, Scope},
+};
+use crate::{
+    backend::{Iptables, Op},
+    config::Config,
+    names::FixedNames,
+    object::{BaseChain, ChainKind, Content, Key, Object, Table, Value},
+};
+
+/// Operations sent at once where the socket takes large batches.
+const BATCH_OPS: usize = 4096;
+/// A second refusal within this time is not blamed on somebody else's changes.
+const SURPRISE: Duration = Duration::from_secs(5);
+/// Bytes of an operation, about; for small sockets.
+const OP_BYTES: usize = 2048;
+
+/// The I/O half of the iptables mode: one netlink socket to nf_tables, one to conntrack.
+pub struct IptablesDataplane {
+    nft: NftSocket,
+    conntrack: Conntrack,
+    config: Config,
+    names: FixedNames,
+    families: ByFamily<FamilyState>,
+}
+
+/// What is known of one family.
+#[derive(Debug, Default)]
+struct FamilyState {
+    handles: Handles,
+    /// The chains were found to be ours, or free.
+    admitted: bool,
+    /// When the kernel last held something else than was thought.
+    surprised: Option<Instant>,
+}
+
+impl IptablesDataplane {
+    /// Opens the sockets. Reads and changes nothing.
+    ///
+    /// # Errors
+    /// [`OpenError`]: the namespace cannot be entered, there is no tokio runtime, or the kernel has
+    /// no netfilter sockets.
+    pub fn open(backend: &Iptables, netns: &NetNs) -> Result<Self, OpenError> {
+        Ok(Self {
+            nft: NftSocket::open(netns)?,
+            conntrack: Conntrack::open(netns)?,
+            config: backend.config().clone(),
+            names: backend.names().clone(),
+            families: ByFamily::default(),
+        })
+    }
+
+    /// Encodes and sends operations.
+    async fn send(&mut self, family: Family, ops: &[Op]) -> Result<(), Sent> {
+        let drop_firewall = self.firewall_is_free(family, ops).await.map_err(Sent::Failed)?;
+        let context = Context {
+            family,
+            prefix: &self.config.prefix,
+            names: &self.names,
+            handles: &self.families.of(family).handles,
+            limit_bytes: self.nft.max_batch_bytes(),
+            more: ops.len() >= self.batch_limit(),
+            drop_firewall,
+        };
+        let batch = Batch::encode(&context, ops).map_err(|UnknownHandle| Sent::NeedsHandles)?;
+        let Batch { transactions, echo } = batch;
+        let bytes: usize = transactions.iter().map(Transaction::len_bytes).sum();
+        trace!(%family, ops = ops.len(), bytes, "committing");
+        for (index, transaction) in transactions.iter().enumerate() {
+            match self.nft.commit(transaction).await {
+                Ok(committed) => self.learn(family, ops, echo, &committed),
+                Err(error) => {
+                    let failure = Failure::of(error);
+                    let surprise = failure.is_surprise() && self.surprise(family);
+                    if index > 0 || surprise {
+                        return Err(Sent::Failed(CommitError::Unknown {
+                            doing: "a transaction on objects that somebody else changed",
+                            source: failure.into_errno(),
+                        }));
+                    }
+                    return Err(Sent::Failed(failure.explain(ops)));
+                }
+            }
+        }
+        self.forget_handles(family, ops, echo);
+        Ok(())
+    }
+
+    /// Takes note that the kernel holds something else than was thought. Says whether reading it back
+    /// may help: not if that was just done because of another surprise.
+    fn surprise(&mut self, family: Family) -> bool {
+        let (now, state) = (Instant::now(), self.families.of_mut(family));
+        let last = state.surprised.replace(now);
+        last.is_none_or(|last| now.duration_since(last) > SURPRISE)
+    }
+
+    /// Takes note of the handles of new rules.
+    fn learn(&mut self, family: Family, ops: &[Op], echo: bool, committed: &Committed) {
+        if !echo {
+            return;
+        }
+        let handles = &mut self.families.of_mut(family).handles;
+        for rule in &committed.handles {
+            let index = rule.tag.and_then(|tag| usize::try_from(tag).ok());
+            if let Some(op) = index.and_then(|index| ops.get(index)) {
+                handles.insert(op.key(), rule.handle);
+            }
+        }
+    }
+
+    /// Forgets the handles of rules that are gone, or that have another one now.
+    fn forget_handles(&mut self, family: Family, ops: &[Op], echo: bool) {
+        let handles = &mut self.families.of_mut(family).handles;
+        for op in ops {
+            let gone = match op {
+                Op::Del(..) => true,
+                Op::Set { .. } => !echo,
+                Op::Add(..) => false,
+            };
+            if gone && matches!(op.key().0, Object::Entry { .. }) {
+                handles.remove(op.key());
+            }
+        }
+    }
+
+    /// Reads the handles of all shared rules.
+    async fn load_handles(&mut self, family: Family) -> Result<(), CommitError> {
+        let scope = Scope::new(family, &self.config.prefix, &self.names);
+        let mut chains: Vec<_> = crate::skeleton::shared_chains(&self.names, true)
+            .into_iter()
+            .map(|(table, name)| (table, name.as_str().to_owned()))
+            .collect();
+        chains.extend(BaseChain::ALL.map(|chain| (chain.table(), chain.name().to_owned())));
+        let handles = &mut self.families.of_mut(family).handles;
+        handles.clear();
+        for (table, chain) in chains {
+            let filter = RuleFilter::chain(nft_family(family), table.name(), &chain);
+            let start = || scope.chain(table, &chain);
+            let read = self.nft.fold_rules(filter, start, |reader, rule| reader.read(&rule));
+            read.await.map_err(read_error)?.finish(&mut Objects::new(), handles);
+        }
+        debug!(%family, "read the handles of shared rules");
+        Ok(())
+    }
+
+    /// Says whether the firewall chain, if `ops` remove it, is used by nobody else. Then every rule in
+    /// it, and every jump to it, is among `ops`.
+    async fn firewall_is_free(&mut self, family: Family, ops: &[Op]) -> Result<bool, CommitError> {
+        let scope = Scope::new(family, &self.config.prefix, &self.names);
+        let firewall = self.names.firewall;
+        let goes = ops.iter().any(
+            |op| matches!(op, Op::Del(Key(Object::Chain { name, .. }), _) if *name == firewall),
+        );
+        if !goes {
+            return Ok(false);
+        }
+        let removed = ops
+            .iter()
+            .filter(|op| matches!(op, Op::Del(..)) && scope.is_about_firewall(op.key()))
+            .count();
+        let chains = self.nft.chains(nft_family(family)).await.map_err(read_error)?;
+        let uses = chains
+            .iter()
+            .find(|chain| chain.table == Table::Filter.name() && chain.name == firewall.as_str())
+            .map(|chain| (chain.uses, chain.userdata == crate::encode::OBJECT_MARK));
+        Ok(uses.is_some_and(|(uses, ours)| {
+            ours && usize::try_from(uses).is_ok_and(|uses| uses <= removed)
+        }))
+    }
+
+    /// Refuses to go on where the chains are another proxier's.
+    fn admit(&mut self, family: Family, found: &Objects) -> Result<(), CommitError> {
+        let state = self.families.of_mut(family);
+        if state.admitted || self.config.takeover {
+            state.admitted = true;
+            return Ok(());
+        }
+        let fixed = |name| Key::chain(family, Table::Nat, ChainKind::Fixed, name);
+        let (services, mark) = (fixed(self.names.services), fixed(self.names.mark_masq));
+        let marked = match found.get(&mark) {
+            Some(Value(Content::Rules(rules))) => {
+                let mut rules = rules.iter().peekable();
+                rules.peek().is_none() || rules.flatten().any(|(matches, _)| matches.owned)
+            }
+            _ => true,
+        };
+        if found.contains_key(&services) && !marked {
+            return Err(CommitError::Foreign {
+                object: services.to_string(),
+                hint:
+                    "it was made by another proxier (kube-proxy?); stop that and clean up, choose \
+                       another prefix, or set takeover"
+                        .to_owned(),
+            });
+        }
+        state.admitted = true;
+        Ok(())
+    }
+}
+
+/// Why operations were not sent, or not taken.
+enum Sent {
+    Failed(CommitError),
+    NeedsHandles,
+}
+
+/// Refuses tables that only another process may change.
+fn check_owner(tables: &[TableDump], own_port: u32) -> Result<(), CommitError> {
+    for table in tables {
+        let ours = Table::ALL.iter().any(|it| it.name() == table.name);
+        if ours && table.flags & TableDump::OWNER != 0 && table.owner != Some(own_port) {
+            let port = table.owner.map_or_else(|| "unknown".to_owned(), |port| port.to_string());
+            return Err(CommitError::Foreign {
+                object: format!("table {} {}", table.family, table.name),
+                hint: format!(
+                    "only the process with netlink port {port} may change it (flag owner); \
+                     iptables would fail as well"
+                ),
+            });
+        }
+    }
+    Ok(())
+}
+
+#[async_trait]
+impl Dataplane<Iptables> for IptablesDataplane {
+    /// One transaction: all operations take effect together. Only where the socket's buffer is too
+    /// small for that (see [`batch_limit`](Self::batch_limit)) it may be several, and an error after
+    /// the first is [`CommitError::Unknown`].
+    async fn commit(&mut self, family: Family, ops: &[Op]) -> Result<(), CommitError> {
+        match self.send(family, ops).await {
+            Ok(()) => return Ok(()),
+            Err(Sent::Failed(error)) => return Err(error),
+            Err(Sent::NeedsHandles) => {}
+        }
+        self.load_handles(family).await?;
+        match self.send(family, ops).await {
+            Ok(()) => Ok(()),
+            Err(Sent::Failed(error)) => Err(error),
+            Err(Sent::NeedsHandles) => Err(CommitError::Unknown {
+                doing: "changing a rule that somebody else removed",
+                source: std::io::ErrorKind::NotFound.into(),
+            }),
+        }
+    }
+
+    async fn dump(&mut self, family: Family) -> Result<BTreeMap<Key, Value>, CommitError> {
+        let kernel = nft_family(family);
+        let tables = self.nft.tables(kernel).await.map_err(read_error)?;
+        check_owner(&tables, self.nft.portid())?;
+        let chains = self.nft.chains(kernel).await.map_err(read_error)?;
+        let scope = Scope::new(family, &self.config.prefix, &self.names);
+        let mut found = scope.chains(&chains).map_err(|odd| CommitError::Foreign {
+            object: Key::base(family, odd.0).to_string(),
+            hint:
+                "it is not the chain of this name that iptables makes; iptables would refuse the \
+                   table as well"
+                    .to_owned(),
+        })?;
+        let existing =
+            Table::ALL.into_iter().filter(|it| tables.iter().any(|t| t.name == it.name()));
+        found.extend(existing.map(|table| (Key::table_key(family, table), Value(Content::Exists))));
+        let handles = &mut self.families.of_mut(family).handles;
+        handles.clear();
+        // KERNEL: a list of a table's rules begins again from its first chain for every 32 KiB
+        // (net/netfilter/nf_tables_api.c nf_tables_dump_rules, v6.12): 18 s for 115,000 rules in
+        // 55,000 chains. One list a chain takes less than 1 s.
+        for (table, chain) in scope.interesting(&chains) {
+            let filter = RuleFilter::chain(kernel, table.name(), chain);
+            let start = || scope.chain(table, chain);
+            let read = self.nft.fold_rules(filter, start, |reader, rule| reader.read(&rule));
+            read.await.map_err(read_error)?.finish(&mut found, handles);
+        }
+        scope.drop_foreign_firewall(&mut found, &chains);
+        self.admit(family, &found)?;
+        debug!(%family, objects = found.len(), "read back");
+        Ok(found)
+    }
+
+    async fn wipe(&mut self) -> Result<(), CommitError> {
+        let mut errors = Vec::new();
+        for family in Family::ALL {
+            if let Err(error) = self.wipe_family(family).await {
+                errors.push((family, error));
+            }
+            *self.families.of_mut(family) = FamilyState::default();
+        }
+        wipe::combine(errors)
+    }
+
+    async fn forget_flows(
+        &mut self,
+        family: Family,
+        filters: &[FlowFilter],
+    ) -> Result<usize, CommitError> {
+        let mut by_port: HashMap<u16, Vec<&FlowFilter>> = HashMap::new();
+        for filter in filters {
+            by_port.entry(filter.port.get()).or_default().push(filter);
+        }
+        let is_stale = |flow: &ct::Flow| {
+            let Some(flow) = flow_of(flow) else { return false };
+            let filters = by_port.get(&flow.destination.port());
+            filters.is_some_and(|filters| filters.iter().any(|filter| filter.is_stale(&flow)))
+        };
+        let kernel = match family {
+            Family::V4 => CtFamily::Ipv4,
+            Family::V6 => CtFamily::Ipv6,
+        };
+        self.conntrack.delete_matching(kernel, is_stale).await.map_err(error::flow_error)
+    }
+
+    fn batch_limit(&self) -> usize {
+        (self.nft.max_batch_bytes() / OP_BYTES).clamp(1, BATCH_OPS)
+    }
+}
+
+/// A flow as the core sees it, if it has ports.
+fn flow_of(flow: &ct::Flow) -> Option<proxier_core::conntrack::Flow> {
+    Some(proxier_core::conntrack::Flow {
+        protocol: crate::pack::protocol(flow.orig.protocol)?,
+        destination: (flow.orig.dst, flow.orig.dst_port()?).into(),
+        answered_by: (flow.reply.src, flow.reply.src_port()?).into(),
+    })
+}
+
+impl fmt::Debug for IptablesDataplane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IptablesDataplane").field("config", &self.config).finish_non_exhaustive()
+    }
+}
