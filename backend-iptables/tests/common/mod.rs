@@ -77,6 +77,11 @@ impl Ns {
         self.engine_with(Config::default())
     }
 
+    /// One that writes what kube-proxy writes, to the byte.
+    pub fn exact_engine(&self) -> TestEngine {
+        self.engine_with(Config::default().exact(true))
+    }
+
     pub fn engine_with(&self, config: Config) -> TestEngine {
         engine(config, &self.0, &Family::ALL).expect("an engine")
     }
@@ -172,4 +177,16 @@ pub fn rules_of(objects: &Objects, table: &str) -> Vec<String> {
         .collect();
     rules.sort();
     rules
+}
+
+/// Rules as bags of words, sorted: equal when the rules say the same in another order.
+pub fn in_any_order(rules: &[String]) -> Vec<Vec<String>> {
+    let bag = |rule: &String| {
+        let mut words: Vec<_> = rule.split(' ').map(str::to_owned).collect();
+        words.sort_unstable();
+        words
+    };
+    let mut all: Vec<_> = rules.iter().map(bag).collect();
+    all.sort();
+    all
 }
