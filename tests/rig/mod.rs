@@ -117,9 +117,15 @@ impl Rig {
         let who = format!("{from} -> {spec:?}: {tally}\n{}", self.ruleset());
         assert_eq!(tally.names(), expected.iter().copied().collect::<BTreeSet<_>>(), "{who}");
         assert_eq!(tally.answers(), tally.total(), "{who}");
+        // Ports say nothing about a source that is kept: two connections from one port to two
+        // frontends of one endpoint get different ones. Masquerade changes the port at least.
+        let own: BTreeSet<_> = self.world.addrs(from).into_iter().collect();
         for answered in tally.answered.values() {
-            assert_eq!(answered.source_kept > 0, kept, "{who}");
-            assert_eq!(answered.source_changed > 0, !kept, "{who}");
+            if kept {
+                assert!(answered.seen.is_subset(&own), "{who}");
+            } else {
+                assert_eq!(answered.source_kept, 0, "{who}");
+            }
         }
     }
 
