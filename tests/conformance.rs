@@ -64,7 +64,9 @@ fn every_flow_comes_out_on_the_real_kernel() {
             for case in file.cases().iter().filter(|case| is_flow(&case.kind)) {
                 let reports = run(&file, case, &[mode], &[], &mut Kernel::Real(&mut real));
                 let is_failed = |it: &Report<'_>| matches!(it.verdict, Verdict::Failed { .. });
-                failed.extend(reports.iter().filter(|it| is_failed(it)).map(|it| format!("{name}: {it}")));
+                failed.extend(
+                    reports.iter().filter(|it| is_failed(it)).map(|it| format!("{name}: {it}")),
+                );
             }
         }
         assert!(failed.is_empty(), "{mode}: {} failed\n{}", failed.len(), failed.join("\n"));
@@ -75,9 +77,12 @@ fn every_flow_comes_out_on_the_real_kernel() {
 fn what_cannot_be_run_says_why() {
     let file = CaseFile::parse(FILES[0].1).expect("the file is well-formed");
     for case in file.cases() {
-        for report in run(&file, case, &proxier::modes().collect::<Vec<_>>(), &[], &mut Kernel::Model) {
+        for report in
+            run(&file, case, &proxier::modes().collect::<Vec<_>>(), &[], &mut Kernel::Model)
+        {
             if let Verdict::NotApplicable { reason } = &report.verdict {
-                let known = ["is not part of this build", "nothing to compute", "says nothing about"];
+                let known =
+                    ["is not part of this build", "nothing to compute", "says nothing about"];
                 assert!(known.iter().any(|known| reason.contains(known)), "{report}");
             }
         }
@@ -87,21 +92,24 @@ fn what_cannot_be_run_says_why() {
 mod random {
     //! Random worlds and random packets: every backend's packet view agrees with the model.
 
-    use std::{net::SocketAddr, sync::Arc};
-
-    use proptest::{
-        collection::vec,
-        prelude::*,
-        sample::select,
-        strategy::ValueTree,
+    use std::{
+        net::{IpAddr, SocketAddr},
+        sync::Arc,
     };
+
+    use proptest::{collection::vec, prelude::*, sample::select, strategy::ValueTree};
     use proxier::{
         Protocol,
+        ir::WayIn,
         model::{Event, NodeEnv, Store},
-        sim::{Packet, Sim, Traits},
+        sim::{Outcome, Packet, Sim, Traits},
         testing::generate::{event, node},
     };
-    use proxier_testkit::cases::FlowVerdict;
+    use proxier_testkit::{
+        cases::{Case, CaseFile, FlowVerdict, Kernel, RealKernel, Verdict, run, trace},
+        require_lab,
+    };
+    use serde_json::{Value, json};
 
     use super::subjects;
 
@@ -138,17 +146,27 @@ mod random {
     #[derive(Clone, Debug)]
     struct Draw {
         source: (&'static str, Option<&'static str>),
-        /// Which of all addresses.
-        address: prop::sample::Index,
-        port: u16,
-        protocol: Protocol,
+        /// Somewhere near one of the frontends: which, and what is different.
+        near: prop::sample::Index,
+        /// Which of all addresses, if not the frontend's.
+        address: Option<prop::sample::Index>,
+        port: Option<u16>,
+        protocol: Option<Protocol>,
     }
 
     fn draw() -> impl Strategy<Value = Draw> {
-        let ports = select(&[53, 80, 443, 30_080, 30_081, 32_000, 9][..]);
-        let protocols = select(&[Protocol::Tcp, Protocol::Udp, Protocol::Sctp][..]);
-        (select(&SOURCES[..]), any::<prop::sample::Index>(), ports, protocols).prop_map(
-            |(source, address, port, protocol)| Draw { source, address, port, protocol },
+        let index = || any::<prop::sample::Index>();
+        use prop::option::weighted as other;
+        let ports = other(0.2, select(&[53, 80, 443, 30_080, 30_081, 32_000, 9][..]));
+        let protocols = other(0.1, select(&[Protocol::Tcp, Protocol::Udp, Protocol::Sctp][..]));
+        (select(&SOURCES[..]), index(), other(0.3, index()), ports, protocols).prop_map(
+            |(source, near, address, port, protocol)| Draw {
+                source,
+                near,
+                address,
+                port,
+                protocol,
+            },
         )
     }
 
@@ -164,22 +182,35 @@ mod random {
     }
 
     fn packet(store: &Store, draw: &Draw) -> Packet {
+        let source: IpAddr = draw.source.0.parse().expect("an address");
+        let same_family = |ip: &IpAddr| ip.is_ipv4() == source.is_ipv4();
+        let of_nobody: Vec<IpAddr> =
+            ADDRESSES.iter().map(|text| text.parse().expect("an address")).collect();
+        let mut of_nobody: Vec<_> = of_nobody.into_iter().filter(same_family).collect();
         let frontends = store.fragments().flat_map(|fragment| &fragment.frontends);
-        let of_services = frontends.filter_map(|frontend| match frontend.key.way_in {
-            proxier::ir::WayIn::Address(ip) => Some(ip),
-            proxier::ir::WayIn::Node(_) => None,
-        });
-        let others = ADDRESSES.iter().map(|text| text.parse().unwrap());
-        let source: std::net::IpAddr = draw.source.0.parse().unwrap();
-        let mut addresses: Vec<_> = of_services.chain(others).collect();
-        addresses.retain(|ip| ip.is_ipv4() == source.is_ipv4());
-        addresses.sort_unstable();
-        addresses.dedup();
+        let mut near = Vec::new();
+        for key in frontends.map(|frontend| frontend.key) {
+            match key.way_in {
+                WayIn::Address(ip) => {
+                    near.push((ip, key.port.get(), key.protocol));
+                    of_nobody.push(ip);
+                }
+                WayIn::Node(_) => {
+                    let of_node = store.env().interface_addresses.iter();
+                    near.extend(of_node.map(|ip| (*ip, key.port.get(), key.protocol)));
+                }
+            }
+        }
+        of_nobody.retain(same_family);
+        near.retain(|(ip, ..)| same_family(ip));
+        near.push((*draw.near.get(&of_nobody), 80, Protocol::Tcp));
+        let (ip, port, protocol) = *draw.near.get(&near);
+        let ip = draw.address.map_or(ip, |index| *index.get(&of_nobody));
         Packet {
             source,
             input: draw.source.1.map(Arc::from),
-            destination: SocketAddr::new(*draw.address.get(&addresses), draw.port),
-            protocol: draw.protocol,
+            destination: SocketAddr::new(ip, draw.port.unwrap_or(port)),
+            protocol: draw.protocol.unwrap_or(protocol),
         }
     }
 
@@ -211,12 +242,166 @@ mod random {
         }
     }
 
+    /// A Service and its slice, as cases describe them. Every number has addresses of its own.
+    fn described(number: u8) -> impl Strategy<Value = (Value, Value)> {
+        let kinds = select(&["ClusterIP", "NodePort", "LoadBalancer"][..]);
+        let policies = || select(&["Cluster", "Local"][..]);
+        let ranges = select(vec![vec![], vec!["192.0.2.48/28"], vec!["172.20.7.0/24"]]);
+        let endpoint = (any::<bool>(), 11_u8..15, 0_u8..7, prop::option::weighted(0.3, 0_u8..2));
+        let slices = vec(endpoint, 0..5);
+        (kinds, policies(), policies(), ranges, any::<bool>(), slices).prop_map(
+            move |(kind, external, internal, ranges, is_udp, endpoints)| {
+                let proto = if is_udp { "UDP" } else { "TCP" };
+                let node_port = if kind == "ClusterIP" { 0 } else { 31_000 + u16::from(number) };
+                let service = json!({
+                    "type": kind, "etp": external, "itp": internal, "source_ranges": ranges,
+                    "cluster_ips": [format!("10.96.0.{number}")],
+                    "external_ips": [format!("198.51.100.{number}")],
+                    "ingress": [{"ip": format!("203.0.113.{number}")}],
+                    "ports": [{"name": "p", "port": 80, "proto": proto, "node_port": node_port}],
+                });
+                let endpoints = endpoints.iter().map(|(here, host, state, zone)| {
+                    let zones = zone.map(|zone| vec![format!("zone-{zone}")]);
+                    json!({
+                        "addr": format!("10.61.{}.{host}", if *here { 3 } else { 4 }),
+                        "node": if *here { "tern" } else { "heron" },
+                        "ready": *state < 4, "serving": *state != 5, "terminating": *state >= 4,
+                        "zones": zones,
+                    })
+                });
+                let slice = json!({
+                    "service": format!("shop/s{number}"), "family": "IPv4",
+                    "ports": [{"name": "p", "port": 8000 + u16::from(number), "proto": proto}],
+                    "endpoints": endpoints.collect::<Vec<_>>(),
+                });
+                (service, slice)
+            },
+        )
+    }
+
+    /// A file of random flows whose expected outcomes are the model's.
+    fn random_file(count: u64) -> CaseFile {
+        let sources = [
+            json!({"origin": "pod", "ip": "10.61.3.9", "iface": "cni0"}),
+            json!({"origin": "pod", "ip": "10.61.3.11", "iface": "cni0"}),
+            json!({"origin": "host", "ip": "172.20.7.11"}),
+            json!({"origin": "host", "ip": "127.0.0.1"}),
+            json!({"origin": "wire", "ip": "172.20.7.12", "iface": "eth0"}),
+            json!({"origin": "wire", "ip": "192.0.2.50", "iface": "eth0"}),
+            json!({"origin": "wire", "ip": "192.0.2.9", "iface": "eth0"}),
+        ];
+        let detectors = [
+            json!({"mode": "ClusterCIDR", "cidrs": ["10.61.0.0/16"]}),
+            json!({"mode": "BridgeInterface", "iface": "cni0"}),
+            json!({"mode": "none"}),
+        ];
+        let ways = ["10.96.0.", "198.51.100.", "203.0.113.", "node", "lo"];
+        let mut runner = proptest::test_runner::TestRunner::deterministic();
+        let drawn = (
+            (described(1), described(2)),
+            (select(sources.to_vec()), select(ways.to_vec()), 1_u8..3),
+            (select(detectors.to_vec()), any::<bool>(), any::<bool>()),
+        );
+        let mut cases = Vec::new();
+        for id in 1..=count {
+            let tree = drawn.new_tree(&mut runner).expect("nothing is rejected");
+            let ((one, two), (src, way, number), (detector, restricted, all)) = tree.current();
+            let (service, _) = if number == 1 { &one } else { &two };
+            let proto = service.pointer("/ports/0/proto").and_then(Value::as_str);
+            let proto = proto.unwrap_or_default().to_lowercase();
+            let dst = match way {
+                "node" => format!("172.20.7.11:{}/{proto}", 31_000 + u16::from(number)),
+                "lo" => format!("172.21.7.11:{}/{proto}", 31_000 + u16::from(number)),
+                prefix => format!("{prefix}{number}:80/{proto}"),
+            };
+            // Only the node itself can talk from 127.0.0.1, and only to itself.
+            let is_lo = src.get("ip") == Some(&json!("127.0.0.1"));
+            let dst = if is_lo { dst.replace("172.20.7.11", "127.0.0.1") } else { dst };
+            if is_lo && !dst.starts_with("127.") {
+                continue;
+            }
+            let addresses = if restricted { json!(["172.20.7.0/24"]) } else { json!([]) };
+            cases.push(json!({
+                "id": id, "kind": "flow", "world": "random", "src": src, "dst": dst,
+                "name": "a random flow",
+                "with": {
+                    "services": {"shop/s1": one.0, "shop/s2": two.0},
+                    "slices": {"s1": one.1, "s2": two.1},
+                    "config": {
+                        "detect_local": detector, "node_port_addresses": addresses,
+                        "masquerade_all": all,
+                    },
+                },
+            }));
+        }
+        let file = |cases: &[Value]| {
+            let text = json!({
+                "schema": "svcproxy-cases/1",
+                "nodes": {
+                    "tern": {
+                        "ips": ["172.20.7.11"], "pod_cidrs": ["10.61.3.0/24"], "zone": "zone-1",
+                        "ifaces": {
+                            "lo": ["127.0.0.1/8"], "eth0": ["172.20.7.11/24"],
+                            "eth1": ["172.21.7.11/24"], "cni0": ["10.61.3.1/24"],
+                        },
+                    },
+                    "heron": {"ips": ["172.20.7.12"]},
+                },
+                "worlds": {"random": {"node": "tern"}},
+                "cases": cases,
+            });
+            CaseFile::parse(&text.to_string()).expect("the file is well-formed")
+        };
+        let asked = file(&cases);
+        for (case, value) in asked.cases().iter().zip(&mut cases) {
+            value["expect"] = expectation(&asked, case);
+        }
+        file(&cases)
+    }
+
+    /// What the model says, as cases say it.
+    fn expectation(file: &CaseFile, case: &Case) -> Value {
+        let Some(trace) = trace(file, case, proxier::Mode::Iptables) else { return Value::Null };
+        let verdict = |verdict: &str| json!({"verdict": verdict});
+        match trace.outcome {
+            Outcome::Accept => verdict("accept"),
+            Outcome::Drop => verdict("drop"),
+            Outcome::Forward { to } => {
+                let snat: serde_json::Map<_, _> = to
+                    .iter()
+                    .map(|it| (it.addr.to_string(), json!(it.source.is_masquerade())))
+                    .collect();
+                let to: Vec<_> = to.iter().map(|it| it.addr.to_string()).collect();
+                json!({"verdict": "dnat", "to": to, "snat": snat})
+            }
+            Outcome::Reject => verdict("reject"),
+            Outcome::Untouched => verdict("none"),
+        }
+    }
+
+    #[test]
+    fn a_sample_of_random_flows_comes_out_on_the_real_kernel() {
+        require_lab!();
+        let file = random_file(80);
+        let factory = proxier::factory(proxier::Mode::Iptables).expect("a mode of this build");
+        let mut real = RealKernel::new(factory).expect("a runtime starts");
+        let mut kernel = Kernel::Real(&mut real);
+        for case in file.cases() {
+            for report in run(&file, case, &[proxier::Mode::Iptables], &[], &mut kernel) {
+                let detail = case.part("with").to_string();
+                assert!(matches!(report.verdict, Verdict::Passed { .. }), "{detail}\n{report}");
+            }
+        }
+    }
+
     #[test]
     fn random_worlds_have_something_to_say() {
         let mut runner = proptest::test_runner::TestRunner::deterministic();
         let mut forwarded = 0;
         for _ in 0..50 {
-            let tree = (node(), vec(event(), 5..40), draw()).new_tree(&mut runner).unwrap();
+            let tree = (node(), vec(event(), 5..40), draw())
+                .new_tree(&mut runner)
+                .expect("nothing is rejected");
             let (env, events, draw) = tree.current();
             let mut store = store(env, events);
             store.take();

@@ -2,11 +2,16 @@
 
 use std::{
     cmp::Ordering,
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    num::NonZeroU16,
     sync::Arc,
 };
 
-use crate::{ir::FrontendKey, name::FragmentId};
+use crate::{
+    ir::{FrontendKey, WayIn},
+    name::{FragmentId, Protocol},
+};
 
 /// One Service port that wants a frontend.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -28,7 +33,7 @@ impl Claim {
 #[derive(Debug, Default)]
 pub(crate) struct Claims {
     /// Oldest first, never empty.
-    by_key: HashMap<FrontendKey, Vec<Claim>>,
+    by_key: BTreeMap<FrontendKey, Vec<Claim>>,
     contested: BTreeSet<FrontendKey>,
 }
 
@@ -66,6 +71,20 @@ impl Claims {
     /// Says whether `id` is the one to have the frontend.
     pub(crate) fn owns(&self, key: &FrontendKey, id: &FragmentId) -> bool {
         self.by_key.get(key).and_then(|claims| claims.first()).is_some_and(|first| first.id == *id)
+    }
+
+    /// Who has the frontend.
+    pub(crate) fn owner(&self, key: &FrontendKey) -> Option<&FragmentId> {
+        self.by_key.get(key).and_then(|claims| claims.first()).map(|claim| &claim.id)
+    }
+
+    /// The frontends at an address, and who has them. O(log n + found).
+    pub(crate) fn at(&self, ip: IpAddr) -> impl Iterator<Item = (&FrontendKey, &FragmentId)> {
+        let way_in = WayIn::Address(ip);
+        let first = FrontendKey { way_in, port: NonZeroU16::MIN, protocol: Protocol::Sctp };
+        let last = FrontendKey { way_in, port: NonZeroU16::MAX, protocol: Protocol::Udp };
+        let found = self.by_key.range(first..=last);
+        found.filter_map(|(key, claims)| Some((key, &claims.first()?.id)))
     }
 
     /// Every frontend that more than one wants: who has it, and who has not.

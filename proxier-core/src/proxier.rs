@@ -201,6 +201,10 @@ pub trait Proxier: Send {
     /// Safe to drop and to call again.
     async fn cleanup(&mut self) -> Result<(), SyncError>;
 
+    /// The kernel objects that a fragment has, as far as this proxier believes, in the order in
+    /// which they would be made; none when it is not programmed. O(objects of the fragment).
+    fn objects(&self, id: &FragmentId) -> Vec<PlannedOp>;
+
     /// Where things stand. O(degraded).
     fn status(&self) -> Status;
 }

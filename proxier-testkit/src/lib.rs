@@ -45,6 +45,7 @@
 //!
 //! None.
 
+pub mod cases;
 pub mod lab;
 pub mod topology;
 pub mod traffic;

@@ -17,8 +17,11 @@ use self::{
     plan::{Plan, describe, refusal},
 };
 use crate::{
-    name::{ByFamily, Family},
-    proxier::{Capabilities, PlanSummary, Proxier, Status, SyncError, SyncReport, Totals, Update},
+    name::{ByFamily, Family, FragmentId},
+    proxier::{
+        Capabilities, PlanSummary, PlannedOp, Proxier, Status, SyncError, SyncReport, Totals,
+        Update,
+    },
     spi::{Backend, Dataplane},
 };
 
@@ -144,6 +147,13 @@ impl<B: Backend, D: Dataplane<B>> Proxier for Engine<B, D> {
             *lane = Lane::new(lane.family);
         }
         self.dataplane.wipe().await.map_err(SyncError::Cleanup)
+    }
+
+    fn objects(&self, id: &FragmentId) -> Vec<PlannedOp> {
+        let lane = self.lanes.iter().find(|lane| lane.family == id.family);
+        let slot = lane.and_then(|lane| lane.slots.get(id));
+        let installed = slot.and_then(|slot| slot.installed.as_ref());
+        installed.map(|it| Plan::objects(&self.backend, it)).unwrap_or_default()
     }
 
     fn status(&self) -> Status {

@@ -116,6 +116,25 @@ impl<B: Backend> Plan<B> {
         operations(backend, cells)
     }
 
+    /// Everything that an installed fragment has, in words.
+    pub(super) fn objects(backend: &B, installed: &Installed<B>) -> Vec<PlannedOp> {
+        let Installed { fragment, node, memo } = installed;
+        let mut objects = Objects::default();
+        if backend.compile(node, fragment, memo, &mut objects).is_err() {
+            // It compiled before, and `compile` is pure.
+            return Vec::new();
+        }
+        let (own, shared) = objects.into_parts();
+        let owner = Owner::Fragment(fragment.id.clone());
+        let mut all: Vec<Tagged<B>> = own
+            .into_iter()
+            .chain(shared)
+            .map(|(key, value)| (owner.clone(), Op::Add(key, value)))
+            .collect();
+        sort(backend, &mut all);
+        all.iter().map(describe::<B>).collect()
+    }
+
     fn fragment(
         &mut self,
         backend: &B,

@@ -345,21 +345,23 @@ impl<B: Backend, D: Dataplane<B>> Run<'_, B, D> {
         let mut entries = Vec::new();
         let limit = if careful { 0 } else { self.dataplane.batch_limit() };
         for (id, memo) in memos {
+            let mut next = Vec::new();
             if !given_up.contains(&id) {
-                self.compile_onto(&id, &memo, &mut actual, &mut batch);
+                self.compile_onto(&id, &memo, &mut actual, &mut next);
             } else if let Some(previous) = fallback.get(&id) {
-                self.restore_onto(&id, previous, &mut actual, &mut batch);
+                self.restore_onto(&id, previous, &mut actual, &mut next);
             }
             if !careful {
                 let is_entry = |(_, op): &Tagged<B>| self.backend.stage(op.key()) == Stage::Entry;
-                entries.extend(batch.extract_if(.., |it| is_entry(it)));
+                entries.extend(next.extract_if(.., |it| is_entry(it)));
             }
-            if batch.len() > limit {
+            if batch.len() + next.len() > limit {
                 let sent = self.send_sorted(&mut batch).await?;
                 if !matches!(sent, Sent::Done) {
                     return Ok(sent);
                 }
             }
+            batch.append(&mut next);
         }
         let leftovers = actual.into_iter().map(|(key, value)| Op::Del(key, value));
         let leftovers = leftovers.map(|op| (Owner::Skeleton, op)).collect();

@@ -3,7 +3,8 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
+    num::NonZeroU16,
     sync::Arc,
 };
 
@@ -12,9 +13,9 @@ use serde::Serialize;
 use super::{EndpointSlice, NodeEnv, PortView, Service};
 use crate::{
     claims::{Claim, Claims},
-    ir::{Fragment, FrontendKey, NodeView},
+    ir::{Fragment, Frontend, FrontendKey, FrontendKind, NodeView},
     lower::{fragment_id, frontends, lower},
-    name::{Family, FragmentId, ObjectName},
+    name::{Family, FragmentId, ObjectName, Protocol},
     proxier::{Change, Revision, Update},
     select::Candidate,
 };
@@ -70,6 +71,18 @@ impl fmt::Display for Conflict {
     }
 }
 
+/// What has changed since the last [`Store::take`].
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
+pub struct Pending {
+    /// Services that are not what they were, by name. One that was changed and changed back is not
+    /// among them.
+    pub services: Vec<ObjectName>,
+    /// Services of which a slice was changed, by name.
+    pub endpoints: Vec<ObjectName>,
+    /// Changes of slices.
+    pub slice_changes: usize,
+}
+
 /// Holds what the sources said and turns it into updates for a [`Proxier`](crate::Proxier).
 ///
 /// Events only edit; [`Store::take`] computes. Any number of events between two calls becomes one
@@ -86,6 +99,13 @@ pub struct Store {
     /// What the last update made of each Service, sorted by id.
     fragments: BTreeMap<ObjectName, Vec<Arc<Fragment>>>,
     dirty: BTreeSet<ObjectName>,
+    /// What the Services that were edited since the last update were before.
+    edited: BTreeMap<ObjectName, Option<Service>>,
+    /// The Services of the slices that were edited since the last update.
+    edited_slices: BTreeSet<ObjectName>,
+    slice_changes: usize,
+    /// How many fragments have their health checked on a port.
+    health_ports: BTreeMap<(Family, NonZeroU16), usize>,
     view_changed: bool,
     has_services: bool,
     has_slices: bool,
@@ -105,6 +125,10 @@ impl Store {
             claims: Claims::default(),
             fragments: BTreeMap::new(),
             dirty: BTreeSet::new(),
+            edited: BTreeMap::new(),
+            edited_slices: BTreeSet::new(),
+            slice_changes: 0,
+            health_ports: BTreeMap::new(),
             view_changed: false,
             has_services: false,
             has_slices: false,
@@ -138,6 +162,9 @@ impl Store {
             return None;
         }
         let first = self.revision == Revision::default();
+        self.edited.clear();
+        self.edited_slices.clear();
+        self.slice_changes = 0;
         let mut changes = Vec::new();
         for name in std::mem::take(&mut self.dirty) {
             self.refresh(name, &mut changes);
@@ -189,7 +216,72 @@ impl Store {
     #[must_use]
     pub fn candidates(&self, view: &PortView<'_>) -> Vec<Candidate<'_>> {
         let slices = self.slices_of.get(view.service.name()).map(Vec::as_slice).unwrap_or_default();
-        merge(slices, view, &self.env.name)
+        merge(slices, view.family, &view.port.name, view.port.protocol, &self.env.name)
+    }
+
+    /// The endpoints of a Service in one family by port name and protocol, whether a Service port of
+    /// that name exists or not: merged from its slices, sorted by address, each once.
+    #[must_use]
+    pub fn endpoints(
+        &self,
+        service: &ObjectName,
+        family: Family,
+    ) -> BTreeMap<(Arc<str>, Protocol), Vec<Candidate<'_>>> {
+        let slices = self.slices_of.get(service).map(Vec::as_slice).unwrap_or_default();
+        let of_family = slices.iter().filter(|slice| slice.family() == family);
+        let ports = of_family.flat_map(|slice| slice.ports());
+        let names: BTreeSet<_> =
+            ports.map(|port| (Arc::clone(&port.name), port.protocol)).collect();
+        let merged = |(name, protocol): (Arc<str>, Protocol)| {
+            let candidates = merge(slices, family, &name, protocol, &self.env.name);
+            ((name, protocol), candidates)
+        };
+        names.into_iter().map(merged).collect()
+    }
+
+    /// The fragment of the last update with this id.
+    #[must_use]
+    pub fn fragment(&self, id: &FragmentId) -> Option<&Arc<Fragment>> {
+        let of_service = self.fragments.get(&id.service)?;
+        let place = of_service.binary_search_by(|fragment| fragment.id.cmp(id)).ok()?;
+        of_service.get(place)
+    }
+
+    /// The frontend of the last update that packets of this key come to. O(log n).
+    #[must_use]
+    pub fn frontend(&self, key: &FrontendKey) -> Option<(&Arc<Fragment>, &Frontend)> {
+        let fragment = self.fragment(self.claims.owner(key)?)?;
+        let frontend = fragment.frontends.iter().find(|frontend| frontend.key == *key)?;
+        Some((fragment, frontend))
+    }
+
+    /// What sort of frontends an address has, if any: cluster IPs before others. O(log n).
+    #[must_use]
+    pub fn kind_of(&self, address: IpAddr) -> Option<FrontendKind> {
+        let at = self.claims.at(address);
+        at.filter_map(|(key, _)| self.frontend(key)).map(|(_, frontend)| frontend.kind).min()
+    }
+
+    /// Says whether some Service has its health checked on this port. O(log n).
+    #[must_use]
+    pub fn has_health_check(&self, family: Family, port: NonZeroU16) -> bool {
+        self.health_ports.contains_key(&(family, port))
+    }
+
+    /// The Service of that name, if it is proxied.
+    #[must_use]
+    pub fn service(&self, name: &ObjectName) -> Option<&Service> {
+        self.services.get(name)
+    }
+
+    /// What has changed since the last [`take`](Self::take). O(changed).
+    #[must_use]
+    pub fn pending(&self) -> Pending {
+        Pending {
+            services: self.edited.keys().cloned().collect(),
+            endpoints: self.edited_slices.iter().cloned().collect(),
+            slice_changes: self.slice_changes,
+        }
     }
 
     const fn is_complete(&self) -> bool {
@@ -230,7 +322,8 @@ impl Store {
         if self.services.get(service.name()) == Some(&service) {
             return;
         }
-        self.delete_service(service.name());
+        self.note_edit(service.name(), Some(&service));
+        self.drop_service(service.name());
         self.dirty.insert(service.name().clone());
         for (key, id) in claims_of(&service) {
             let claim = Claim { created: service.created().map(Arc::clone), id };
@@ -242,6 +335,24 @@ impl Store {
     }
 
     fn delete_service(&mut self, name: &ObjectName) {
+        self.note_edit(name, None);
+        self.drop_service(name);
+    }
+
+    /// Remembers what a Service was before the first edit, and forgets it when it is that again.
+    fn note_edit(&mut self, name: &ObjectName, after: Option<&Service>) {
+        let before = match self.edited.get(name) {
+            Some(before) => before.as_ref(),
+            None => self.services.get(name),
+        };
+        if before == after {
+            self.edited.remove(name);
+        } else if !self.edited.contains_key(name) {
+            self.edited.insert(name.clone(), before.cloned());
+        }
+    }
+
+    fn drop_service(&mut self, name: &ObjectName) {
         let Some(service) = self.services.remove(name) else { return };
         for (key, id) in claims_of(&service) {
             if let Some(heir) = self.claims.remove(key, &id) {
@@ -267,17 +378,25 @@ impl Store {
         if self.slices.get(slice.name()).is_some_and(|known| **known == slice) {
             return;
         }
-        self.delete_slice(&slice.name().clone());
+        self.drop_slice(&slice.name().clone());
         let slice = Arc::new(slice);
         let siblings = self.slices_of.entry(slice.service().clone()).or_default();
         let place = siblings.partition_point(|known| known.name() < slice.name());
         siblings.insert(place, Arc::clone(&slice));
         self.dirty.insert(slice.service().clone());
+        self.edited_slices.insert(slice.service().clone());
+        self.slice_changes += 1;
         self.slices.insert(slice.name().clone(), slice);
     }
 
     fn delete_slice(&mut self, name: &ObjectName) {
-        let Some(slice) = self.slices.remove(name) else { return };
+        if self.drop_slice(name) {
+            self.slice_changes += 1;
+        }
+    }
+
+    fn drop_slice(&mut self, name: &ObjectName) -> bool {
+        let Some(slice) = self.slices.remove(name) else { return false };
         if let Some(siblings) = self.slices_of.get_mut(slice.service()) {
             siblings.retain(|known| known.name() != name);
             if siblings.is_empty() {
@@ -285,11 +404,20 @@ impl Store {
             }
         }
         self.dirty.insert(slice.service().clone());
+        self.edited_slices.insert(slice.service().clone());
+        true
     }
 
     /// Brings the fragments of one Service up to date and adds what changed to `changes`.
     fn refresh(&mut self, name: ObjectName, changes: &mut Vec<Change>) {
         let mut before = self.fragments.remove(&name).unwrap_or_default();
+        for port in before.iter().filter_map(|fragment| health_port(fragment)) {
+            let holders = self.health_ports.entry(port).or_default();
+            *holders -= 1;
+            if *holders == 0 {
+                self.health_ports.remove(&port);
+            }
+        }
         let mut after = Vec::new();
         if let Some(service) = self.services.get(&name) {
             for view in Family::ALL.into_iter().flat_map(|family| service.views(family)) {
@@ -298,6 +426,9 @@ impl Store {
                 after.push(Arc::new(lower(&view, &self.candidates(&view), &self.env, owns)));
             }
             after.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+        }
+        for port in after.iter().filter_map(|fragment| health_port(fragment)) {
+            *self.health_ports.entry(port).or_default() += 1;
         }
         for fragment in &mut after {
             let known = before.iter().position(|known| known.id == fragment.id);
@@ -315,6 +446,10 @@ impl Store {
     }
 }
 
+fn health_port(fragment: &Fragment) -> Option<(Family, NonZeroU16)> {
+    fragment.health_check_node_port.map(|port| (fragment.id.family, port))
+}
+
 /// Every frontend a Service wants.
 fn claims_of(service: &Service) -> Vec<(FrontendKey, FragmentId)> {
     let views = Family::ALL.into_iter().flat_map(|family| service.views(family));
@@ -330,18 +465,19 @@ fn claims_of(service: &Service) -> Vec<(FrontendKey, FragmentId)> {
 /// reused) the one that is not terminating wins, then the ready one, then the first slice's.
 fn merge<'a>(
     slices: &'a [Arc<EndpointSlice>],
-    view: &PortView<'_>,
+    family: Family,
+    name: &str,
+    protocol: Protocol,
     node: &str,
 ) -> Vec<Candidate<'a>> {
-    let wanted = view.port;
     let mut merged: Vec<_> = slices
         .iter()
-        .filter(|slice| slice.family() == view.family)
+        .filter(|slice| slice.family() == family)
         .flat_map(|slice| {
             let ports = slice
                 .ports()
                 .iter()
-                .filter(|port| port.name == wanted.name && port.protocol == wanted.protocol);
+                .filter(|port| *port.name == *name && port.protocol == protocol);
             ports.flat_map(|port| slice.endpoints().iter().map(|it| (port.port, it)))
         })
         .map(|(port, endpoint)| Candidate {
