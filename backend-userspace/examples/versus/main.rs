@@ -1,0 +1,142 @@
+//! The userspace mode beside nginx `stream` and HAProxy `mode tcp`: the same endpoints, the same
+//! client, one run.
+//!
+//! ```console
+//! # apt-get install --no-install-recommends nginx libnginx-mod-stream haproxy
+//! # cargo run --release -p proxier-backend-userspace --example versus -- --seconds 3
+//! ```
+//!
+//! Client, proxy and endpoints are processes in three network namespaces in a row; contenders take
+//! turns, run after run, and the median of the runs is printed. "direct" goes from the client to an
+//! endpoint through the middle namespace, which only routes.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for the terminal")]
+#![expect(clippy::unwrap_used, reason = "a benchmark: any failure ends it")]
+
+mod client;
+mod endpoint;
+mod peers;
+
+use std::{collections::BTreeMap, process::ExitCode, time::Duration};
+
+use proxier_testkit::lab::{self, Lab, Ns, Via};
+use rustix::process::{Resource, Rlimit, setrlimit};
+
+use crate::{
+    client::Goal,
+    peers::{Contender, Peer},
+};
+
+/// Addresses of the middle namespace towards the client, and of the endpoints.
+pub(crate) const PROXY: [u8; 4] = [10, 81, 1, 1];
+pub(crate) const ENDPOINT: [u8; 4] = [10, 81, 2, 2];
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    // Two descriptors for each of the idle connections; only root may ask for more than it has.
+    let many = Rlimit { current: Some(60_000), maximum: Some(60_000) };
+    setrlimit(Resource::Nofile, many).ok();
+    match args.first().map(String::as_str) {
+        Some("--as-endpoint") => endpoint::serve(),
+        Some("--as-proxy") => peers::proxy(),
+        _ => {}
+    }
+    let number = |name: &str, default: u64| {
+        let at = args.iter().position(|arg| arg == name);
+        at.and_then(|at| args.get(at + 1)?.parse().ok()).unwrap_or(default)
+    };
+    if let Err(why) = lab::enter() {
+        eprintln!("versus: {why}");
+        return ExitCode::from(3);
+    }
+    run(Duration::from_secs(number("--seconds", 2)), number("--runs", 3), number("--idle", 9_000));
+    ExitCode::SUCCESS
+}
+
+/// Three namespaces in a row.
+fn wire(lab: &Lab) -> (Ns, Ns, Ns) {
+    let (client, proxy, endpoint) =
+        (lab.ns("client").unwrap(), lab.ns("proxy").unwrap(), lab.ns("endpoint").unwrap());
+    lab.veth((&client, "eth0"), (&proxy, "eth0")).unwrap();
+    lab.veth((&proxy, "eth1"), (&endpoint, "eth0")).unwrap();
+    client.addr("eth0", "10.81.1.2/24").unwrap();
+    proxy.addr("eth0", "10.81.1.1/24").unwrap();
+    proxy.addr("eth1", "10.81.2.1/24").unwrap();
+    endpoint.addr("eth0", "10.81.2.2/24").unwrap();
+    proxy.sysctl("net.ipv4.ip_forward", "1").unwrap();
+    client.route("10.81.2.0/24", Via::Gateway(PROXY.into())).unwrap();
+    endpoint.route("10.81.1.0/24", Via::Gateway([10, 81, 2, 1].into())).unwrap();
+    for ns in [&client, &proxy, &endpoint] {
+        ns.sysctl("net.ipv4.ip_local_port_range", "2048 65000").unwrap();
+        ns.sysctl("net.ipv4.tcp_max_syn_backlog", "8192").unwrap();
+    }
+    (client, proxy, endpoint)
+}
+
+fn run(time: Duration, runs: u64, idle: u64) {
+    let lab = Lab::new("versus").unwrap();
+    let (client, proxy, endpoint) = wire(&lab);
+    let _endpoints = peers::start_endpoints(&endpoint);
+    let mut figures: BTreeMap<(usize, Contender), Vec<f64>> = BTreeMap::new();
+    for _ in 0..runs {
+        for contender in Contender::ALL {
+            let peer = Peer::start(contender, &proxy);
+            for (index, goal) in Goal::ALL.into_iter().enumerate() {
+                if !contender.can(goal) {
+                    continue;
+                }
+                let before = peer.cpu_seconds();
+                let measured = client::measure(&client, contender, goal, time);
+                let cpu = peer.cpu_seconds() - before;
+                eprintln!("{contender:?} {goal:?}: {measured:.1?}, {cpu:.2} s of CPU");
+                for (offset, value) in measured.into_iter().enumerate() {
+                    figures.entry((index * 10 + offset, contender)).or_default().push(value);
+                }
+                if matches!(goal, Goal::OneStream | Goal::ManyStreams) {
+                    let at = index * 10;
+                    let rates = figures.get(&(at, contender)).and_then(|rates| rates.last());
+                    let bytes = rates.copied().unwrap_or_default();
+                    let gigabytes = bytes * time.as_secs_f64() / 1000.0;
+                    figures.entry((at + 1, contender)).or_default().push(cpu / gigabytes);
+                }
+            }
+        }
+    }
+    for contender in Contender::ALL.into_iter().filter(|it| *it != Contender::Direct) {
+        let peer = Peer::start(contender, &proxy);
+        let before = peer.resident_kib();
+        let held = client::hold(&client, contender, usize::try_from(idle).unwrap());
+        let grown = (peer.resident_kib() - before) / f64::from(u32::try_from(idle).unwrap());
+        figures.insert((90, contender), vec![grown]);
+        drop(held);
+    }
+    table(&figures);
+}
+
+fn table(figures: &BTreeMap<(usize, Contender), Vec<f64>>) {
+    let rows: BTreeMap<_, _> = [
+        (0, "connections/s"),
+        (10, "1 stream, MB/s"),
+        (11, "1 stream, CPU s/GB"),
+        (20, "64 streams, MB/s"),
+        (21, "64 streams, CPU s/GB"),
+        (30, "connect+answer p50, us"),
+        (31, "connect+answer p99, us"),
+        (40, "UDP answers/s"),
+        (90, "KiB/idle connection"),
+    ]
+    .into();
+    println!("{:24}{:>12}{:>12}{:>12}{:>12}", "", "direct", "ours", "nginx", "haproxy");
+    for (row, name) in rows {
+        print!("{name:24}");
+        for contender in Contender::ALL {
+            let mut values = figures.get(&(row, contender)).cloned().unwrap_or_default();
+            values.sort_by(f64::total_cmp);
+            match values.get(values.len() / 2) {
+                Some(median) if *median < 10.0 => print!("{median:>12.3}"),
+                Some(median) => print!("{median:>12.0}"),
+                None => print!("{:>12}", "-"),
+            }
+        }
+        println!();
+    }
+}

@@ -1,0 +1,73 @@
+//! Opening the mode at run time.
+
+use async_trait::async_trait;
+use proxier_core::{
+    BackendFactory, Mode, OpenContext, OpenError, Proxier, Suitability, spi::CommitError,
+};
+use proxier_netlink::NetNs;
+
+use crate::{
+    EngineError,
+    config::{Capture, Config, ConfigError, Listen},
+    dataplane::transport,
+    engine,
+    probe::probe,
+};
+
+/// Makes proxiers of the userspace mode that capture traffic.
+///
+/// [`OpenContext::prefix`] is the name of the table, and [`OpenContext::masquerade_bit`] the mark bit:
+/// nothing is masqueraded in the kernel, so the bit is free. Two instances in one namespace need
+/// different names, bits and, by [`engine`], routing tables.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Factory;
+
+fn netns(context: &OpenContext) -> NetNs {
+    context.netns.clone().map_or(NetNs::Current, NetNs::Path)
+}
+
+fn config(context: &OpenContext) -> Config {
+    let default = Capture::default();
+    let table = context.prefix.clone().unwrap_or(default.table);
+    let listen =
+        Listen::Capture(Capture { table, mark_bit: context.masquerade_bit, ..Capture::default() });
+    Config { listen, ..Config::default() }
+}
+
+#[async_trait]
+impl BackendFactory for Factory {
+    fn mode(&self) -> Mode {
+        Mode::Userspace
+    }
+
+    async fn probe(&self, context: &OpenContext) -> Suitability {
+        probe(&netns(context), &context.families).await
+    }
+
+    async fn open(&self, context: &OpenContext) -> Result<Box<dyn Proxier>, OpenError> {
+        match engine(&config(context), &netns(context), &context.families) {
+            Ok(engine) => Ok(Box::new(engine)),
+            Err(EngineError::Config(error)) => Err(OpenError::Config {
+                setting: match error {
+                    ConfigError::MarkBit { .. } => "masquerade_bit",
+                    ConfigError::Table { .. } => "prefix",
+                    ConfigError::DialTimeouts
+                    | ConfigError::Limit
+                    | ConfigError::RoutingTable { .. } => "config",
+                },
+                reason: error.to_string(),
+            }),
+            Err(error) => Err(OpenError::Kernel { mode: Mode::Userspace, source: kernel(error) }),
+        }
+    }
+}
+
+fn kernel(error: EngineError) -> CommitError {
+    match error {
+        EngineError::Socket(source) => transport("opening the listeners", source),
+        EngineError::Config(_) | EngineError::Open(_) => {
+            let doing = error.to_string();
+            transport(doing, std::io::Error::other(error))
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! Sockets as the proxy needs them. They live in the network namespace of the calling thread.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use nix::sys::socket::{setsockopt, sockopt};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+
+/// Connections that wait to be accepted; the kernel allows `net.core.somaxconn` at most.
+const BACKLOG: i32 = 4096;
+/// Datagrams that wait, in bytes; the kernel allows `net.core.rmem_max` at most.
+const DATAGRAM_BUFFER_BYTES: usize = 4 << 20;
+/// Unanswered questions after which a peer is given up.
+const KEEPALIVE_PROBES: u32 = 9;
+
+/// A listening TCP socket, with everything that accepted sockets inherit.
+pub(crate) fn tcp_listener(
+    at: SocketAddr,
+    transparent: bool,
+    keepalive: Duration,
+) -> io::Result<Socket> {
+    let socket =
+        Socket::new(Domain::for_address(at), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    prepare(&socket, at, transparent)?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.set_tcp_nodelay(true)?;
+    set_keepalive(&socket, keepalive)?;
+    socket.bind(&at.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket)
+}
+
+/// A TCP socket to connect with, from an address that need not be this machine's.
+pub(crate) fn tcp_outgoing(
+    to: SocketAddr,
+    from: Option<SocketAddr>,
+    transparent: bool,
+) -> io::Result<Socket> {
+    let socket =
+        Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    prepare(&socket, to, transparent)?;
+    socket.set_tcp_nodelay(true)?;
+    if let Some(from) = from {
+        // Two connections from one address and port are fine as long as they go to different places.
+        socket.set_reuse_address(true)?;
+        socket.bind(&from.into())?;
+    }
+    Ok(socket)
+}
+
+/// A UDP socket that many clients send to; `original` makes it say where to.
+pub(crate) fn udp_listener(at: SocketAddr, original: bool) -> io::Result<Socket> {
+    let socket =
+        Socket::new(Domain::for_address(at), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+    prepare(&socket, at, original)?;
+    socket.set_reuse_port(true)?;
+    // As much as the system allows.
+    socket.set_recv_buffer_size(DATAGRAM_BUFFER_BYTES)?;
+    if original && at.is_ipv4() {
+        setsockopt(&socket, sockopt::Ipv4OrigDstAddr, &true)?;
+    } else if original {
+        setsockopt(&socket, sockopt::Ipv6OrigDstAddr, &true)?;
+    }
+    socket.bind(&at.into())?;
+    Ok(socket)
+}
+
+/// A UDP socket connected to an endpoint.
+pub(crate) fn udp_outgoing(
+    to: SocketAddr,
+    from: Option<SocketAddr>,
+    transparent: bool,
+) -> io::Result<Socket> {
+    let socket =
+        Socket::new(Domain::for_address(to), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+    prepare(&socket, to, transparent)?;
+    if let Some(from) = from {
+        socket.set_reuse_address(true)?;
+        socket.bind(&from.into())?;
+    }
+    socket.connect(&to.into())?;
+    Ok(socket)
+}
+
+/// A UDP socket that sends from an address that need not be this machine's.
+pub(crate) fn udp_answering(from: SocketAddr) -> io::Result<Socket> {
+    let socket =
+        Socket::new(Domain::for_address(from), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+    prepare(&socket, from, true)?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&from.into())?;
+    Ok(socket)
+}
+
+fn prepare(socket: &Socket, at: SocketAddr, transparent: bool) -> io::Result<()> {
+    if at.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    match (transparent, at.is_ipv4()) {
+        (false, _) => Ok(()),
+        (true, true) => socket.set_ip_transparent_v4(true),
+        (true, false) => socket.set_ip_transparent_v6(true),
+    }
+}
+
+/// Makes the kernel ask a peer that says nothing whether it is there.
+pub(crate) fn set_keepalive(socket: &Socket, idle: Duration) -> io::Result<()> {
+    let idle = idle.max(Duration::from_secs(1));
+    let interval = (idle / 10).max(Duration::from_secs(1));
+    let keepalive = TcpKeepalive::new().with_time(idle).with_interval(interval);
+    socket.set_tcp_keepalive(&keepalive.with_retries(KEEPALIVE_PROBES))
+}
+
+/// Says whether the process or the system has run out of something, for now.
+pub(crate) fn is_exhaustion(error: &io::Error) -> bool {
+    use nix::libc::{EMFILE, ENFILE, ENOBUFS, ENOMEM};
+    matches!(error.raw_os_error(), Some(EMFILE | ENFILE | ENOBUFS | ENOMEM))
+}
+
+/// Says whether an address could not be had as a source.
+pub(crate) fn is_taken(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
+}

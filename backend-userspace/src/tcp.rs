@@ -1,0 +1,218 @@
+//! TCP: accepting, reaching an endpoint, relaying.
+
+use std::{
+    io,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use proxier_core::{
+    Protocol,
+    ir::{Pool, Snat, Verdict},
+};
+use socket2::SockRef;
+use tokio::{
+    net::{TcpListener, TcpSocket, TcpStream},
+    sync::OwnedSemaphorePermit,
+    time::{sleep, timeout},
+};
+use tracing::{debug, info, warn};
+
+use crate::{
+    relay::{Way, relay},
+    service::{Counted, Endpoint},
+    shared::{Place, Shared, count},
+    socket::{is_exhaustion, is_taken, set_keepalive, tcp_outgoing},
+    table::Live,
+};
+
+/// How long a connection lasts before it is worth asking whether its endpoint is still there.
+const LASTING: Duration = Duration::from_secs(1);
+/// The first pause when descriptors run out, and the longest.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(500));
+
+/// Accepts connections and serves each in a task of its own, for ever.
+///
+/// At the limit of connections, and while descriptors are short, the kernel's queue fills up.
+///
+/// # Cancel safety
+/// Connections that were accepted go on.
+pub(crate) async fn accept(listener: TcpListener, place: Place, shared: Arc<Shared>) {
+    let mut pause = None;
+    loop {
+        match listener.accept().await {
+            Ok((client, peer)) => {
+                if pause.take().is_some() {
+                    info!("accepting again");
+                }
+                let permits = Arc::clone(&shared.permits);
+                // The semaphore is never closed.
+                let Ok(permit) = permits.acquire_owned().await else { return };
+                tokio::spawn(serve(client, peer, place, Arc::clone(&shared), permit));
+            }
+            Err(error) if is_exhaustion(&error) => {
+                if pause.is_none() {
+                    warn!(%error, "out of descriptors or memory; accepting pauses");
+                    count(&shared.totals.accept_pauses);
+                }
+                let (first, longest) = PAUSES;
+                let length = pause.map_or(first, |last: Duration| (last * 2).min(longest));
+                pause = Some(length);
+                sleep(length).await;
+            }
+            // About the connection, not about the listener.
+            Err(error) => debug!(%error, "a connection went before it was accepted"),
+        }
+    }
+}
+
+/// Serves one connection.
+async fn serve(
+    client: TcpStream,
+    peer: SocketAddr,
+    place: Place,
+    shared: Arc<Shared>,
+    _permit: OwnedSemaphorePermit,
+) {
+    let Some((live, pool, snat)) = admit(&client, peer, place, &shared) else {
+        count(&shared.totals.refused);
+        return reset(&client);
+    };
+    let dialled = reach(&shared, &live, pool, snat, peer).await;
+    let Some((upstream, endpoint)) = dialled else {
+        count(&shared.totals.unreachable);
+        return reset(&client);
+    };
+    let counted = Counted::new(Arc::clone(&live.service), endpoint);
+    drop(live);
+    let (tcp, limits) = (&shared.config.tcp, &shared.config.limits);
+    let way = Way { splice: tcp.splice, pooled_pipes: limits.pooled_pipes };
+    let moving = pin!(relay(&client, &upstream, &counted, way));
+    let moving = lasting(moving, &upstream, tcp.keepalive);
+    let outcome = match tcp.drain {
+        None => moving.await,
+        Some(drain) => tokio::select! {
+            outcome = moving => outcome,
+            () = drained(&counted.endpoint, drain) => Err(io::ErrorKind::TimedOut.into()),
+        },
+    };
+    if outcome.is_err() {
+        // Whoever is left learns that the stream did not end by itself.
+        reset(&client);
+        reset(&upstream);
+    }
+}
+
+/// Relays, and asks whether the endpoint is there once the connection turns out to last. Most do not,
+/// and are spared the four system calls that it takes.
+async fn lasting(
+    mut moving: Pin<&mut impl Future<Output = io::Result<()>>>,
+    upstream: &TcpStream,
+    keepalive: Duration,
+) -> io::Result<()> {
+    if let Ok(outcome) = timeout(LASTING, &mut moving).await {
+        return outcome;
+    }
+    set_keepalive(&SockRef::from(upstream), keepalive)?;
+    moving.await
+}
+
+/// What the routing table says to a connection; `None` when it is to be refused.
+fn admit(
+    client: &TcpStream,
+    peer: SocketAddr,
+    place: Place,
+    shared: &Shared,
+) -> Option<(Arc<Live>, Pool, Snat)> {
+    let (live, origin) = match place {
+        Place::Captured(origin) => {
+            (shared.table.find(client.local_addr().ok()?, Protocol::Tcp)?, origin)
+        }
+        Place::Named(key) => (shared.table.route(&key)?, shared.table.origin(peer.ip())),
+    };
+    if live.route.sources.as_ref().is_some_and(|sources| !sources.admits(peer.ip())) {
+        return None;
+    }
+    match live.route.verdicts.of(origin) {
+        Verdict::Forward { pool, snat } => Some((live, pool, snat)),
+        Verdict::Drop | Verdict::Reject => None,
+    }
+}
+
+/// Connects to an endpoint: as many attempts as there are timeouts, with another endpoint each time
+/// as long as there is one. An endpoint that refused is not asked again.
+async fn reach(
+    shared: &Shared,
+    live: &Live,
+    pool: Pool,
+    snat: Snat,
+    client: SocketAddr,
+) -> Option<(TcpStream, Arc<Endpoint>)> {
+    let (mut tried, mut refused) = (Vec::new(), Vec::new());
+    for limit in &shared.config.tcp.dial_timeouts {
+        let choose =
+            |not: &[SocketAddr]| live.service.choose(pool, client.ip(), not, Instant::now());
+        let endpoint = choose(&tried).or_else(|| choose(&refused))?;
+        let from = source(shared, snat, client, &endpoint);
+        match timeout(*limit, dial(shared, endpoint.member.addr, from)).await {
+            Ok(Ok(stream)) => {
+                live.service.reached(&endpoint);
+                return Some((stream, endpoint));
+            }
+            Ok(Err(error)) if is_exhaustion(&error) => sleep(*limit).await,
+            Ok(Err(error)) => {
+                debug!(endpoint = %endpoint.member.addr, %error, "an endpoint refused");
+                live.service.failed(&endpoint, client.ip(), Instant::now());
+                tried.push(endpoint.member.addr);
+                refused.push(endpoint.member.addr);
+            }
+            Err(_) => {
+                live.service.failed(&endpoint, client.ip(), Instant::now());
+                tried.push(endpoint.member.addr);
+            }
+        }
+    }
+    None
+}
+
+/// The source address that an endpoint shall see, unless it is one of the node's.
+pub(crate) fn source(
+    shared: &Shared,
+    snat: Snat,
+    client: SocketAddr,
+    endpoint: &Endpoint,
+) -> Option<SocketAddr> {
+    // An endpoint that meets its own address as source would answer itself.
+    let foreign = client.ip() != endpoint.member.addr.ip() && !client.ip().is_loopback();
+    (snat == Snat::Preserve && foreign && shared.is_transparent()).then_some(client)
+}
+
+async fn dial(shared: &Shared, to: SocketAddr, from: Option<SocketAddr>) -> io::Result<TcpStream> {
+    let connect = async |from| {
+        let socket = tcp_outgoing(to, from, shared.is_transparent())?;
+        TcpSocket::from_std_stream(socket.into()).connect(to).await
+    };
+    match connect(from).await {
+        // The client's own port is in use between the two: another one will do.
+        Err(error)
+            if is_taken(&error)
+                && let Some(from) = from =>
+        {
+            connect(Some(SocketAddr::new(from.ip(), 0))).await
+        }
+        other => other,
+    }
+}
+
+async fn drained(endpoint: &Endpoint, drain: Duration) {
+    endpoint.gone().await;
+    sleep(drain).await;
+}
+
+/// Makes a connection end with a reset when it is closed.
+fn reset(stream: &TcpStream) {
+    // It may be gone already.
+    SockRef::from(stream).set_linger(Some(Duration::ZERO)).ok();
+}

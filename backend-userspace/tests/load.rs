@@ -1,0 +1,129 @@
+//! Under load: nothing is lost and nothing is leaked. One test, so that it has the process for itself.
+#![allow(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    reason = "any failure fails the test"
+)]
+
+mod common;
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    },
+};
+
+use common::*;
+use proxier_core::Protocol;
+use rustix::process::{Resource, Rlimit, setrlimit};
+use tokio::{io::AsyncReadExt, net::TcpStream};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn endpoints_come_and_go_and_nothing_is_lost_or_leaked() {
+    let mut servers = Vec::new();
+    for _ in 0..4 {
+        servers.push(Server::echo().await);
+    }
+    let all: Vec<_> = servers.iter().map(|it| it.addr).collect();
+    let (mut proxy, at) = Proxy::serving(Protocol::Tcp, &all, |_| {}).await;
+    assert!(ask(at).await);
+    until("the first connection ends", || proxy.active() == 0).await;
+    let before = descriptors();
+    let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let clients: Vec<_> = (0..16)
+        .map(|_| {
+            let (stop, done) = (Arc::clone(&stop), Arc::clone(&done));
+            tokio::spawn(async move {
+                while !stop.load(Relaxed) {
+                    assert!(ask(at).await);
+                    done.fetch_add(1, Relaxed);
+                }
+            })
+        })
+        .collect();
+    for round in 0..400_usize {
+        let without = all[round % all.len()];
+        let some: Vec<_> = all.iter().copied().filter(|it| *it != without).collect();
+        proxy.set(fragment(Protocol::Tcp, &some)).await;
+        tokio::task::yield_now().await;
+    }
+    until("enough connections were made", || done.load(Relaxed) > 2000).await;
+    stop.store(true, Relaxed);
+    for client in clients {
+        client.await.unwrap();
+    }
+    // Many at once that say nothing.
+    let mut idle = Vec::new();
+    for _ in 0..1500 {
+        idle.push(TcpStream::connect(at).await.unwrap());
+    }
+    until("they are all held", || proxy.active() == 1500).await;
+    drop(idle);
+    until("all connections end", || proxy.active() == 0).await;
+    until("descriptors are given back", || descriptors() <= before + 4).await;
+    drop((proxy, servers));
+
+    recovers_when_descriptors_run_out().await;
+}
+
+/// The proxy is another process, with few descriptors.
+async fn recovers_when_descriptors_run_out() {
+    let echo = Server::echo().await;
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "a_process_with_few_descriptors", "--nocapture"])
+        .env("PROXIER_TEST_FEW", echo.addr.to_string())
+        .stdout(Stdio::piped())
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let at = lines.find_map(|line| line.ok()?.strip_prefix("at ")?.parse().ok()).unwrap();
+    for _ in 0..3 {
+        let mut streams = Vec::new();
+        for _ in 0..300 {
+            streams.push(TcpStream::connect(at).await.unwrap());
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        drop(streams);
+        // It may reset a few of those that come while it recovers.
+        let mut answered = 0;
+        for _ in 0..200 {
+            answered += usize::from(ask(at).await);
+            if answered == 20 {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        assert_eq!(answered, 20);
+    }
+    drop(child.stdin.take());
+    let pauses = lines.find_map(|line| line.ok()?.strip_prefix("pauses ")?.parse::<u64>().ok());
+    assert!(pauses.unwrap() >= 1, "descriptors never ran out, so nothing was tested");
+    assert!(child.wait().unwrap().success());
+}
+
+/// Not a test of its own: the process that is started above. It serves until its input ends.
+#[test]
+fn a_process_with_few_descriptors() {
+    let Ok(endpoint) = std::env::var("PROXIER_TEST_FEW") else { return };
+    let endpoint = endpoint.parse().unwrap();
+    let limit = Rlimit { current: Some(120), maximum: Some(120) };
+    setrlimit(Resource::Nofile, limit).unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (proxy, at) = Proxy::serving(Protocol::Tcp, &[endpoint], |_| {}).await;
+        println!("\nat {at}");
+        let mut input = tokio::net::unix::pipe::Receiver::from_owned_fd_unchecked(
+            rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 0).unwrap(),
+        )
+        .unwrap();
+        input.read_u8().await.ok();
+        println!("pauses {}", proxy.monitor.snapshot().accept_pauses);
+    });
+}
