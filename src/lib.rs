@@ -33,6 +33,7 @@
 //! |---|---|---|
 //! | `iptables` | yes | [`Mode::Iptables`] |
 //! | `manifests` | yes | `Manifests`: Services from YAML and JSON files |
+//! | `userspace` | yes | [`Mode::Userspace`] |
 
 mod driver;
 #[cfg(feature = "manifests")]

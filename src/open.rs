@@ -10,7 +10,15 @@ pub fn factory(mode: Mode) -> Option<Box<dyn BackendFactory>> {
         Mode::Iptables => Some(Box::new(proxier_backend_iptables::Factory)),
         #[cfg(not(feature = "iptables"))]
         Mode::Iptables => None,
-        Mode::Ipvs | Mode::Nftables | Mode::Userspace => None,
+        #[cfg(feature = "nftables")]
+        Mode::Nftables => Some(Box::new(proxier_backend_nftables::Factory)),
+        #[cfg(not(feature = "nftables"))]
+        Mode::Nftables => None,
+        #[cfg(feature = "userspace")]
+        Mode::Userspace => Some(Box::new(proxier_backend_userspace::Factory)),
+        #[cfg(not(feature = "userspace"))]
+        Mode::Userspace => None,
+        Mode::Ipvs => None,
     }
 }
 

@@ -1,13 +1,22 @@
 //! What proxier takes.
 
 use std::{
+    collections::BTreeMap,
     error::Error,
     path::PathBuf,
     process::{Command, ExitCode, Stdio},
     time::{Duration, Instant},
 };
 
-use proxier::{Family, Mode, OpenContext, Proxier, open};
+use async_trait::async_trait;
+use proxier::{
+    Family, Mode, OpenContext, Proxier,
+    conntrack::FlowFilter,
+    engine::Engine,
+    open,
+    spi::{CommitError, Dataplane, Op},
+};
+use proxier_backend_iptables::{Config, Iptables, Key, Value};
 use proxier_testkit::lab::Ns;
 
 use crate::world::{self, Size};
@@ -120,14 +129,12 @@ async fn measure_here(args: &[String]) -> Result<(), Box<dyn Error>> {
         let update = store.take().ok_or("a change that changes nothing")?;
         let prepared = began.elapsed();
         let began = Instant::now();
-        let plan = proxier.plan(&update);
-        print("plan", began.elapsed());
-        if plan.visited != 1 {
-            return Err(format!("{} fragments visited for one change", plan.visited).into());
-        }
-        let began = Instant::now();
-        ops += proxier.sync(update).await?.ops.total();
+        let report = proxier.sync(update).await?;
         print("change", prepared + began.elapsed());
+        if report.visited != 1 {
+            return Err(format!("{} fragments visited for one change", report.visited).into());
+        }
+        ops += report.ops.total();
     }
     println!("ops_per_change {}", ops / size.changes);
     println!("peak_kib {}", peak_kib()?);
@@ -137,7 +144,43 @@ async fn measure_here(args: &[String]) -> Result<(), Box<dyn Error>> {
     let report = restarted.sync(store.reset()).await?;
     print("restart", began.elapsed());
     println!("restart_ops {}", report.ops.total());
+
+    let mut planner = Engine::new(Iptables::new(Config::default())?, Nowhere, &[Family::V4]);
+    planner.sync(store.reset()).await?;
+    for step in size.changes..2 * size.changes {
+        store.apply(world::change(size, step));
+        let update = store.take().ok_or("a change that changes nothing")?;
+        let began = Instant::now();
+        planner.sync(update).await?;
+        print("plan", began.elapsed());
+    }
     Ok(())
+}
+
+/// A data path that leads nowhere: what is left of a sync is planning.
+struct Nowhere;
+
+#[async_trait]
+impl Dataplane<Iptables> for Nowhere {
+    async fn commit(&mut self, _: Family, _: &[Op<Key, Value>]) -> Result<(), CommitError> {
+        Ok(())
+    }
+
+    async fn dump(&mut self, _: Family) -> Result<BTreeMap<Key, Value>, CommitError> {
+        Ok(BTreeMap::new())
+    }
+
+    async fn wipe(&mut self) -> Result<(), CommitError> {
+        Ok(())
+    }
+
+    async fn forget_flows(&mut self, _: Family, _: &[FlowFilter]) -> Result<usize, CommitError> {
+        Ok(0)
+    }
+
+    fn batch_limit(&self) -> usize {
+        usize::MAX
+    }
 }
 
 fn print(figure: &str, time: Duration) {

@@ -144,6 +144,7 @@ fn is_shared(op: &PlannedOp) -> bool {
 }
 
 impl Input {
+    #[expect(single_use_lifetimes, reason = "an anonymous lifetime is not stable in impl Trait")]
     fn of<'a>(ops: impl IntoIterator<Item = &'a PlannedOp>) -> Self {
         let mut input = Self::default();
         for op in ops {

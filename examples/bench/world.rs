@@ -33,7 +33,7 @@ pub(crate) fn lists(size: Size) -> [Event; 2] {
 /// The `step`th change: an endpoint of some Service goes, or comes back.
 pub(crate) fn change(size: Size, step: usize) -> Event {
     let index = victim(size, step);
-    let missing = (step % 2 == 0).then_some(size.endpoints / 2);
+    let missing = step.is_multiple_of(2).then_some(size.endpoints / 2);
     let nothing = || Event::Services(Vec::new());
     slice(size, index, missing).map_or_else(nothing, |it| Event::Apply(Object::EndpointSlice(it)))
 }

@@ -13,6 +13,7 @@ pub(crate) fn all() -> Vec<Box<dyn Subject>> {
     ]
 }
 
+#[cfg_attr(not(feature = "iptables"), expect(dead_code, reason = "no backend asks for it"))]
 /// Counts the objects that a plan creates for one Service in one family; `kind` names the sort of
 /// an object, or none for what is not counted.
 fn count(
