@@ -102,7 +102,8 @@ const IPTABLES: Traits = Traits {
     affinity_by_frontend: false,
 };
 
-/// kube-proxy's nftables mode, but for hairpin, which finds every endpoint.
+/// kube-proxy's nftables mode, but for hairpin, which finds every endpoint, and for node ports on
+/// 127.0.0.0/8, which it has not.
 const NFTABLES: Traits = Traits {
     unused_port: Stray::Reject,
     unused_external_port: Stray::Untouched,
@@ -110,10 +111,10 @@ const NFTABLES: Traits = Traits {
     refuses_own: true,
     refuses_everywhere: false,
     filters_dead: true,
-    localhost: false,
+    localhost: true,
     link_local: true,
     lets_health_checks_in: false,
-    guards_localhost: false,
+    guards_localhost: true,
     hairpin: Hairpin::Any,
     policy: Policy::ByOrigin,
     affinity_by_frontend: false,

@@ -45,9 +45,16 @@ const HAIRPIN: Deviation = Deviation {
     kinds: &["flow"],
 };
 
+pub(super) const LOCALHOST: Deviation = Deviation {
+    id: "localhost-node-ports",
+    title: "node ports answer on 127.0.0.0/8 in nftables mode too",
+    kinds: &["flow"],
+};
+
 /// All of them.
-pub const DEVIATIONS: [Deviation; 9] = [
+pub const DEVIATIONS: [Deviation; 10] = [
     HAIRPIN,
+    LOCALHOST,
     CONNTRACK_SERVICE,
     CONNTRACK_LAST,
     CONNTRACK_NODE,

@@ -10,15 +10,19 @@ use serde::{Deserialize, Deserializer};
 #[non_exhaustive]
 pub struct NodeSpec {
     /// Its own addresses.
+    #[serde(deserialize_with = "nullable")]
     pub ips: Vec<String>,
     /// The networks of its pods.
+    #[serde(deserialize_with = "nullable")]
     pub pod_cidrs: Vec<String>,
     /// Its zone.
     #[serde(deserialize_with = "nullable")]
     pub zone: String,
     /// Interfaces with their addresses.
+    #[serde(deserialize_with = "nullable")]
     pub ifaces: BTreeMap<String, Vec<String>>,
     /// Addresses that are assigned to it as well.
+    #[serde(deserialize_with = "nullable")]
     pub extra_local: Vec<String>,
 }
 
@@ -89,31 +93,41 @@ impl Default for DetectLocalSpec {
 #[non_exhaustive]
 pub struct ServiceSpec {
     /// `namespace/name`.
+    #[serde(deserialize_with = "nullable")]
     pub key: String,
     /// `ClusterIP`, `NodePort`, `LoadBalancer` or `ExternalName`.
     #[serde(rename = "type")]
     pub service_type: Option<String>,
     /// `IPv4`, `IPv6`.
+    #[serde(deserialize_with = "nullable")]
     pub families: Vec<String>,
     /// Parallel to the families.
+    #[serde(deserialize_with = "nullable")]
     pub cluster_ips: Vec<String>,
     /// External IPs.
+    #[serde(deserialize_with = "nullable")]
     pub external_ips: Vec<String>,
     /// What the load balancer's controller assigned.
+    #[serde(deserialize_with = "nullable")]
     pub ingress: Vec<IngressSpec>,
     /// Who may use the load balancer's addresses.
+    #[serde(deserialize_with = "nullable")]
     pub source_ranges: Vec<String>,
     /// `externalTrafficPolicy`.
     pub etp: Option<String>,
     /// `internalTrafficPolicy`.
     pub itp: Option<String>,
     /// Health-check node port.
+    #[serde(deserialize_with = "nullable")]
     pub hc_node_port: i64,
     /// Seconds, 0 for none.
+    #[serde(deserialize_with = "nullable")]
     pub affinity: i64,
     /// Labels.
+    #[serde(deserialize_with = "nullable")]
     pub labels: BTreeMap<String, String>,
     /// Ports.
+    #[serde(deserialize_with = "nullable")]
     pub ports: Vec<PortSpec>,
 }
 
@@ -123,10 +137,12 @@ pub struct ServiceSpec {
 #[non_exhaustive]
 pub struct IngressSpec {
     /// Address.
+    #[serde(deserialize_with = "nullable")]
     pub ip: String,
     /// `VIP` or `Proxy`.
     pub mode: Option<String>,
     /// Host name.
+    #[serde(deserialize_with = "nullable")]
     pub hostname: String,
 }
 
@@ -139,6 +155,7 @@ pub struct PortSpec {
     #[serde(deserialize_with = "nullable")]
     pub name: String,
     /// Number.
+    #[serde(deserialize_with = "nullable")]
     pub port: i64,
     /// `TCP`, `UDP` or `SCTP`.
     #[serde(deserialize_with = "nullable")]
@@ -154,16 +171,20 @@ pub struct PortSpec {
 #[non_exhaustive]
 pub struct SliceSpec {
     /// Name.
+    #[serde(deserialize_with = "nullable")]
     pub name: String,
     /// The Service; without it the slice has no service-name label.
     pub service: Option<String>,
     /// `IPv4`, `IPv6` or `FQDN`.
     pub family: Option<String>,
     /// Labels.
+    #[serde(deserialize_with = "nullable")]
     pub labels: BTreeMap<String, String>,
     /// Ports.
+    #[serde(deserialize_with = "nullable")]
     pub ports: Vec<SlicePortSpec>,
     /// Endpoints.
+    #[serde(deserialize_with = "nullable")]
     pub endpoints: Vec<EndpointSpec>,
 }
 
@@ -189,6 +210,7 @@ pub struct EndpointSpec {
     /// Its address, or
     pub addr: Option<String>,
     /// its addresses.
+    #[serde(deserialize_with = "nullable")]
     pub addrs: Vec<String>,
     /// The node it runs on.
     pub node: Option<String>,

@@ -169,6 +169,12 @@ impl Layout {
         nets(&self.node.pod_cidrs).iter().any(|net| net.contains(&address))
     }
 
+    /// Says whether the node looks for an address on one of its links.
+    fn is_connected(&self, address: IpAddr) -> bool {
+        let assigned = self.node.ifaces.values().flat_map(|texts| nets(texts));
+        { assigned }.any(|net| net.contains(&address))
+    }
+
     /// Says whether an address is the node's.
     pub(super) fn is_node(&self, address: IpAddr) -> bool {
         let assigned = self.node.ifaces.values().flat_map(|texts| nets(texts));
@@ -255,7 +261,7 @@ impl Layout {
             Some(Home::There(_)) => known(own_ns(*address)),
             Some(Home::Outside) => known(ELSEWHERE.to_owned()),
             Some(Home::Here) => Seat { ns: forged_ns(*address), way_back: WayBack::Router },
-            None if self.is_pod_address(*address) => {
+            None if self.is_pod_address(*address) || self.is_connected(*address) => {
                 Seat { ns: forged_ns(*address), way_back: WayBack::Router }
             }
             None => known(CLIENT.to_owned()),
@@ -352,7 +358,14 @@ pub(super) struct Remote {
 }
 
 fn fixed(node: &NodeSpec) -> NodeSpec {
-    NodeSpec { extra_local: Vec::new(), zone: String::new(), ..node.clone() }
+    let mut fixed = NodeSpec { extra_local: Vec::new(), zone: String::new(), ..node.clone() };
+    if fixed.ifaces.is_empty() {
+        let with_length =
+            |text: &String| format!("{text}/{}", if text.contains(':') { 64 } else { 24 });
+        let addresses = fixed.ips.iter().map(with_length).collect();
+        fixed.ifaces.insert("eth0".to_owned(), addresses);
+    }
+    fixed
 }
 
 /// The namespace of a client or endpoint that needs one for itself.
