@@ -1,16 +1,20 @@
-//! The smallest useful embedding: keeps a network namespace in step with Kubernetes manifests on
-//! disk. Ctrl-C ends it and leaves the rules in force.
-//!
-//! `embed iptables --netns /run/netns/blue [--node worker-1] services.yaml endpointslices/ …`
-#![expect(clippy::print_stdout, reason = "an example talks to a human")]
+//! The smallest useful embedding: keeps a network namespace in step with manifests on disk, until
+//! Ctrl-C. `embed nftables --netns /run/netns/blue [--node worker-1] services.yaml slices/ …`
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "an example talks to a human")]
 
 use lexopt::{Arg, ValueExt};
 use proxier::{Driver, Handle, Manifests, Mode, OpenContext, Pacing, model::Event, model::NodeEnv};
-
-type Outcome = Result<(), Box<dyn std::error::Error>>;
+type Failure = Box<dyn std::error::Error>;
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> Outcome {
+async fn main() -> std::process::ExitCode {
+    let Err(error) = embed().await else { return std::process::ExitCode::SUCCESS };
+    let causes = std::iter::successors(Some(&*error), |error| error.source());
+    eprintln!("embed: {}", causes.map(ToString::to_string).collect::<Vec<_>>().join(": "));
+    std::process::ExitCode::FAILURE
+}
+
+async fn embed() -> Result<(), Failure> {
     let (mut mode, mut paths, mut host) = (None::<Mode>, Vec::new(), false);
     let (mut context, mut node) = (OpenContext::default(), NodeEnv::default());
     let mut args = lexopt::Parser::from_env();
@@ -24,26 +28,22 @@ async fn main() -> Outcome {
             Arg::Long(_) | Arg::Short(_) => return Err(arg.unexpected().into()),
         }
     }
-    let (Some(mode), false) = (mode, paths.is_empty()) else {
+    let (Some(mode), true) = (mode, !paths.is_empty() && host != context.netns.is_some()) else {
         return Err("usage: embed MODE --netns PATH|--host [--node NAME] MANIFEST...".into());
     };
-    if host == context.netns.is_some() {
-        return Err("say where: --netns PATH, or --host to program this very machine".into());
-    }
     let manifests = Manifests::open(&paths)?;
     let proxier = proxier::open(mode, &context).await?;
     let (driver, handle) = Driver::new(proxier, node.clone(), Pacing::default());
-    let ctrl_c = async { tokio::signal::ctrl_c().await.unwrap_or_default() };
     tokio::select! {
-        _proxier = driver.run(ctrl_c) => Ok(()),
+        _proxier = driver.run(async { drop(tokio::signal::ctrl_c().await) }) => Ok(()),
         stopped = feed(handle, manifests, node) => stopped,
     }
 }
 
 /// Passes on what the manifests say, whenever that changes.
-async fn feed(handle: Handle, mut manifests: Manifests, mut node: NodeEnv) -> Outcome {
+async fn feed(handle: Handle, mut files: Manifests, mut node: NodeEnv) -> Result<(), Failure> {
     loop {
-        let snapshot = manifests.read()?;
+        let snapshot = files.read()?;
         snapshot.problems().iter().for_each(|problem| println!("problem: {problem}"));
         snapshot.observe_node(&mut node);
         handle.send(Event::Node(Box::new(node.clone()))).await?;
@@ -54,6 +54,6 @@ async fn feed(handle: Handle, mut manifests: Manifests, mut node: NodeEnv) -> Ou
         now.failure.iter().for_each(|why| println!("not programmed, trying again: {why}"));
         now.proxier.degraded.iter().for_each(|it| println!("left out: {} ({})", it.id, it.reason));
         now.last.iter().for_each(|it| println!("in {:?}: {} objects", now.took, it.ops.total()));
-        manifests.changed().await?;
+        files.changed().await?;
     }
 }
