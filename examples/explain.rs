@@ -24,7 +24,14 @@ const USAGE: &str = "usage: explain [MODE] --node NAME --from ADDRESS [--in INTE
                      [--json] MANIFEST...";
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> Outcome {
+async fn main() -> std::process::ExitCode {
+    let Err(error) = run().await else { return std::process::ExitCode::SUCCESS };
+    let causes = std::iter::successors(Some(&*error), |error| error.source());
+    eprintln!("explain: {}", causes.map(ToString::to_string).collect::<Vec<_>>().join(": "));
+    std::process::ExitCode::FAILURE
+}
+
+async fn run() -> Outcome {
     let (mut mode, mut json, mut paths) = (Mode::Iptables, false, Vec::new());
     let (mut from, mut input, mut to) = (None::<IpAddr>, None::<String>, None::<String>);
     let (mut env, mut cidrs, mut addresses) = (NodeEnv::default(), Vec::new(), Vec::new());
