@@ -19,8 +19,8 @@ use proxier_backend_nftables::{Config, engine};
 use proxier_core::{
     Change, Family, FragmentId, ObjectName, Protocol, Proxier, Revision, Update,
     ir::{
-        Detector, FamilyView, Fragment, Frontend, FrontendKey, FrontendKind, Member, NodeView, Pool,
-        Snat, Verdict, Verdicts, WayIn,
+        Detector, FamilyView, Fragment, Frontend, FrontendKey, FrontendKind, Member, NodeView,
+        Pool, Snat, Verdict, Verdicts, WayIn,
     },
     spi::Dataplane,
 };
@@ -83,7 +83,8 @@ fn show(what: &str, mut times: Vec<Duration>) {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let numbers: Vec<u32> = std::env::args().skip(1).map(|it| it.parse()).collect::<Result<_, _>>()?;
+    let numbers: Vec<u32> =
+        std::env::args().skip(1).map(|it| it.parse()).collect::<Result<_, _>>()?;
     let services = numbers.first().copied().unwrap_or(45_000);
     let endpoints = numbers.get(1).copied().unwrap_or(3);
     let (ns, node) = (NetNs::create()?, node());
@@ -95,7 +96,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let reset = Update::Reset { revision: Revision(1), node, fragments };
     let start = Instant::now();
     let report = proxier.sync(reset.clone()).await?;
-    println!("first sync: {:?}, {} objects, {} batches", start.elapsed(), report.ops.add, report.batches);
+    println!(
+        "first sync: {:?}, {} objects, {} batches",
+        start.elapsed(),
+        report.ops.add,
+        report.batches
+    );
     println!("memory: now {}, at most {}", memory("VmRSS"), memory("VmHWM"));
 
     let mut revision = 1;

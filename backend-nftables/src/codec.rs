@@ -112,9 +112,7 @@ pub(crate) fn element(
             (end.frontend(space)? == frontend).then_some(())?;
             Element::Source(Box::new((frontend, net)))
         }
-        SetName::Sticky(space, pool) => {
-            Element::Sticky { pool, frontend: reader.frontend(space)? }
-        }
+        SetName::Sticky(space, pool) => Element::Sticky { pool, frontend: reader.frontend(space)? },
     };
     reader.rest.is_empty().then_some(element)
 }
@@ -195,10 +193,9 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_back() {
-        for (family, ip, net) in [
-            (Family::V4, "10.96.0.1", "192.0.2.48/28"),
-            (Family::V6, "fd00::1", "2001:db8::/33"),
-        ] {
+        for (family, ip, net) in
+            [(Family::V4, "10.96.0.1", "192.0.2.48/28"), (Family::V6, "fd00::1", "2001:db8::/33")]
+        {
             let ip: IpAddr = ip.parse().unwrap();
             let port = 443.try_into().unwrap();
             let id = PortId([0xdead_beef, 1]);

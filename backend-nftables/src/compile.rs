@@ -15,8 +15,8 @@ use proxier_core::{
 use crate::{
     field::Field,
     object::{
-        AddressKind, Chain, ChainName, Content, Element, Endpoint, Key, Object, POOLS, Pick, PortId,
-        Says, SetName, Size, Space, Value,
+        AddressKind, Chain, ChainName, Content, Element, Endpoint, Key, Object, POOLS, Pick,
+        PortId, Says, SetName, Size, Space, Value,
     },
     rule::{Rule, RuleBuilder},
     sets::client,
@@ -135,9 +135,7 @@ impl Compiler<'_> {
             }
         }
         for (pool, used) in POOLS.into_iter().zip(used) {
-            let leads = |row: &Row| {
-                matches!(row.verdict, Verdict::Forward { pool: other, .. } if other == pool)
-            };
+            let leads = |row: &Row| matches!(row.verdict, Verdict::Forward { pool: other, .. } if other == pool);
             if rows.iter().any(leads) {
                 *used = true;
                 self.pool_of(frontend, pool);

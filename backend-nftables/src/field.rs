@@ -54,9 +54,7 @@ impl Field {
         let original = Some(CtDirection::ORIGINAL);
         let expr = match self {
             Self::Daddr => address(family, Side::Destination, dreg),
-            Self::Dport => {
-                Expr::Payload { base: PayloadBase::TRANSPORT, offset: 2, len: 2, dreg }
-            }
+            Self::Dport => Expr::Payload { base: PayloadBase::TRANSPORT, offset: 2, len: 2, dreg },
             Self::Fixed(number) => {
                 Expr::Numgen { dreg, modulus: 1, kind: NumgenKind::INCREMENTAL, offset: number }
             }
@@ -67,9 +65,7 @@ impl Field {
                 };
                 Expr::Ct { key, dreg, direction: original }
             }
-            Self::OriginalDport => {
-                Expr::Ct { key: CtKey::PROTO_DST, dreg, direction: original }
-            }
+            Self::OriginalDport => Expr::Ct { key: CtKey::PROTO_DST, dreg, direction: original },
             Self::Proto => Expr::Meta { key: MetaKey::L4PROTO, dreg },
             Self::Random(modulus) => {
                 Expr::Numgen { dreg, modulus, kind: NumgenKind::RANDOM, offset: 0 }
@@ -111,6 +107,7 @@ impl Field {
     }
 
     /// The field that an expression loads, if it is one of ours.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "no other expression loads a field")]
     pub(crate) fn of(expr: &Expr<'_>, family: Family) -> Option<(Self, Reg)> {
         let dreg = match expr {
             Expr::Payload { dreg, .. }

@@ -85,7 +85,8 @@ impl SetName {
                 .chain(by_pool)
                 .chain([Self::Remember(space), Self::Sources(space)])
         });
-        let by_pool = POOLS.into_iter().flat_map(|pool| [Self::Affinity(pool), Self::Members(pool)]);
+        let by_pool =
+            POOLS.into_iter().flat_map(|pool| [Self::Affinity(pool), Self::Members(pool)]);
         by_space.chain(by_pool).chain([
             Self::Addresses(AddressKind::ClusterIp),
             Self::Addresses(AddressKind::External),
@@ -175,16 +176,12 @@ impl ChainName {
             let by_pool = POOLS
                 .into_iter()
                 .flat_map(move |pool| [Self::Picks(space, pool), Self::Pool(space, pool)]);
-            ORIGINS
-                .into_iter()
-                .map(move |origin| Self::From(space, origin))
-                .chain(by_pool)
-                .chain([
-                    Self::ByOrigin(space),
-                    Self::Refuse(space),
-                    Self::RefuseByOrigin(space),
-                    Self::Space(space),
-                ])
+            ORIGINS.into_iter().map(move |origin| Self::From(space, origin)).chain(by_pool).chain([
+                Self::ByOrigin(space),
+                Self::Refuse(space),
+                Self::RefuseByOrigin(space),
+                Self::Space(space),
+            ])
         });
         let bases = Hook::ALL.into_iter().map(Self::Base);
         by_space.chain(bases).chain([Self::CheckInput, Self::CheckPassing, Self::Seen])
@@ -233,7 +230,14 @@ mod tests {
             assert_eq!(ChainName::parse(&name), Some(chain), "{name}");
             assert!(names.insert(name));
         }
-        for name in ["", "service-of-", "service-of-03", "service-of-35", "service-of-3-local-local", "sticky-7"] {
+        for name in [
+            "",
+            "service-of-",
+            "service-of-03",
+            "service-of-35",
+            "service-of-3-local-local",
+            "sticky-7",
+        ] {
             assert_eq!((SetName::parse(name), ChainName::parse(name)), (None, None), "{name}");
         }
     }

@@ -120,7 +120,12 @@ pub(crate) enum Says {
 impl Says {
     pub(crate) fn all() -> impl Iterator<Item = Self> {
         let each = ORIGINS.into_iter().flat_map(|origin| {
-            [Self::Drop(origin), Self::Local(origin), Self::Masquerade(origin), Self::Reject(origin)]
+            [
+                Self::Drop(origin),
+                Self::Local(origin),
+                Self::Masquerade(origin),
+                Self::Reject(origin),
+            ]
         });
         let whole = [
             Self::ByOrigin,
@@ -296,18 +301,42 @@ impl Size {
 /// addresses by which any of it is found last.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Element {
-    Endpoint { pool: Pool, frontend: FrontendKey, slot: u32 },
-    Frontend { says: Says, frontend: FrontendKey },
+    Endpoint {
+        pool: Pool,
+        frontend: FrontendKey,
+        slot: u32,
+    },
+    Frontend {
+        says: Says,
+        frontend: FrontendKey,
+    },
     Source(Box<(FrontendKey, IpNet)>),
     Hairpin(IpAddr),
-    Member { pool: Pool, id: PortId, ip: IpAddr },
-    Size { pool: Pool, size: Size, frontend: FrontendKey },
+    Member {
+        pool: Pool,
+        id: PortId,
+        ip: IpAddr,
+    },
+    Size {
+        pool: Pool,
+        size: Size,
+        frontend: FrontendKey,
+    },
     Remember(FrontendKey),
-    Sticky { pool: Pool, frontend: FrontendKey },
-    Address { kind: AddressKind, ip: IpAddr },
+    Sticky {
+        pool: Pool,
+        frontend: FrontendKey,
+    },
+    Address {
+        kind: AddressKind,
+        ip: IpAddr,
+    },
     NodeAddress(IpAddr),
     /// One that is not ours, by its bytes.
-    Odd { set: SetName, key: Box<[u8]> },
+    Odd {
+        set: SetName,
+        key: Box<[u8]>,
+    },
 }
 
 impl Element {
@@ -318,9 +347,7 @@ impl Element {
             Self::Source(source) => SetName::Sources(Space::of(&source.0)),
             Self::Hairpin(_) => SetName::Hairpin,
             Self::Member { pool, .. } => SetName::Members(*pool),
-            Self::Size { pool, size, frontend } => {
-                SetName::Size(Space::of(frontend), *pool, *size)
-            }
+            Self::Size { pool, size, frontend } => SetName::Size(Space::of(frontend), *pool, *size),
             Self::Remember(frontend) => SetName::Remember(Space::of(frontend)),
             Self::Sticky { pool, frontend } => SetName::Sticky(Space::of(frontend), *pool),
             Self::Address { kind, .. } => SetName::Addresses(*kind),
@@ -397,7 +424,10 @@ mod tests {
         for endpoints in 1..=20_000 {
             let size = Size::of(endpoints);
             let slots = size.slots() as usize;
-            assert!(slots >= endpoints && (slots - endpoints) * 16 < endpoints.max(16), "{endpoints}");
+            assert!(
+                slots >= endpoints && (slots - endpoints) * 16 < endpoints.max(16),
+                "{endpoints}"
+            );
             assert!(slots == endpoints || !size.is_exact());
             assert_eq!(Size::parse(size.slots()), Some(size));
             sizes.insert(size);

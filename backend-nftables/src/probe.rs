@@ -19,8 +19,8 @@ use crate::{
     dataplane::{Batch, Handles, mark},
     field::nft_family,
     object::{
-        Chain, ChainName, Content, Element, Endpoint, Key, Object, Pick, PortId, SetName, Size, Space,
-        Value,
+        Chain, ChainName, Content, Element, Endpoint, Key, Object, Pick, PortId, SetName, Size,
+        Space, Value,
     },
 };
 
@@ -82,7 +82,8 @@ fn warnings() -> Vec<String> {
     }
     if !is_one("/proc/sys/net/ipv4/conf/all/route_localnet") {
         warnings.push(
-            "net.ipv4.conf.all.route_localnet is 0: node ports do not answer on 127.0.0.1".to_owned(),
+            "net.ipv4.conf.all.route_localnet is 0: node ports do not answer on 127.0.0.1"
+                .to_owned(),
         );
     }
     warnings

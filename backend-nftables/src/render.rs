@@ -1,6 +1,6 @@
 //! Objects in words, as `nft` would list them. Pure.
 
-use std::fmt;
+use std::{fmt, net::IpAddr};
 
 use proxier_core::{
     Family, Protocol,
@@ -103,6 +103,7 @@ impl fmt::Display for Rule {
 
 impl Rule {
     /// The family it is for, as far as it shows.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "no other expression shows it")]
     fn family(&self) -> Family {
         let is_v6 = self.0.iter().any(|expr| match expr {
             Expr::Payload { base: PayloadBase::NETWORK, offset, len, .. } => {
@@ -126,10 +127,45 @@ struct Reader {
 #[derive(Clone, Debug)]
 enum Loaded {
     Field(Field),
+    /// The first so many bits of a field.
+    Masked(Field, u32),
     Other(String),
 }
 
+impl Loaded {
+    fn text(&self, family: Family) -> String {
+        match self {
+            Self::Field(field) | Self::Masked(field, _) => field.text(family),
+            Self::Other(text) => text.clone(),
+        }
+    }
+}
+
+/// What `nft` has words for.
+const PHRASES: [(&str, &str); 4] = [
+    ("ct state & 0x6 0x0", "ct state ! established,related"),
+    ("ct state & 0x8 != 0x0", "ct state new"),
+    ("ct status & 0x20 0x0", "ct status ! dnat"),
+    ("ct status & 0x20 != 0x0", "ct status dnat"),
+];
+
+/// A number after `(number & mask) ^ xor`.
+fn changed(number: &str, mask: &[u8], xor: &[u8]) -> String {
+    if mask.iter().zip(xor).all(|(mask, xor)| *mask == !*xor) {
+        return format!("{number} | {}", hex(xor));
+    }
+    let mut text = number.to_owned();
+    if mask.iter().any(|byte| *byte != 0xff) {
+        text = format!("{text} & {}", hex(mask));
+    }
+    if xor.iter().any(|byte| *byte != 0) {
+        text = format!("{text} ^ {}", hex(xor));
+    }
+    text
+}
+
 impl Reader {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "we write no others")]
     fn read(&mut self, expr: &Expr<'_>) {
         if let Some((field, dreg)) = Field::of(expr, self.family) {
             return self.load(dreg, Loaded::Field(field));
@@ -153,22 +189,26 @@ impl Reader {
                 self.load(*dreg, Loaded::Other(format!("fib {side} type")));
             }
             Expr::Bitwise { sreg, dreg, mask, xor } => {
-                let mut text = self.at(*sreg);
-                if mask.iter().any(|byte| *byte != 0xff) {
-                    text = format!("{text} & {}", hex(mask));
-                }
-                if xor.iter().any(|byte| *byte != 0) {
-                    text = format!("{text} ^ {}", hex(xor));
-                }
-                self.load(*dreg, Loaded::Other(text));
+                let loaded = match self.field_at(*sreg) {
+                    Some(field) => {
+                        Loaded::Masked(field, mask.iter().map(|it| it.count_ones()).sum())
+                    }
+                    None => Loaded::Other(changed(&self.at(*sreg), mask, xor)),
+                };
+                self.load(*dreg, loaded);
             }
             Expr::Cmp { sreg, op, value } => {
                 let not = if *op == CmpOp::NE { "!= " } else { "" };
-                let value = match self.field_at(*sreg) {
-                    Some(field) => in_words(field, value),
-                    None => self.plain(*sreg, value),
+                let value = match self.loaded.get(slot(*sreg)) {
+                    Some(Some(Loaded::Field(field))) => in_words(*field, value, None, self.family),
+                    Some(Some(Loaded::Masked(field, bits))) => {
+                        in_words(*field, value, Some(*bits), self.family)
+                    }
+                    _ => self.plain(*sreg, value),
                 };
-                self.say(format!("{} {not}{value}", self.at(*sreg)));
+                let text = format!("{} {not}{value}", self.at(*sreg));
+                let known = PHRASES.iter().find(|(long, _)| *long == text);
+                self.say(known.map_or(text, |(_, short)| (*short).to_owned()));
             }
             Expr::Lookup { set, sreg, dreg, invert } => {
                 let key = self.key(*sreg, &set.name);
@@ -182,7 +222,7 @@ impl Reader {
                 }
             }
             Expr::Immediate { dreg, value } => {
-                self.load(*dreg, Loaded::Other(in_words(Field::Dport, value)));
+                self.load(*dreg, Loaded::Other(in_words(Field::Dport, value, None, self.family)));
             }
             Expr::MetaSet { sreg, .. } => self.say(format!("meta mark set {}", self.at(*sreg))),
             Expr::Dynset(dynset) => {
@@ -222,7 +262,9 @@ impl Reader {
 
     fn load(&mut self, reg: Reg, what: Loaded) {
         let slots = match &what {
-            Loaded::Field(field) => usize::from(field.slots(self.family)),
+            Loaded::Field(field) | Loaded::Masked(field, _) => {
+                usize::from(field.slots(self.family))
+            }
             // An address and a port, where it is from a map.
             Loaded::Other(_) => usize::from(Field::Daddr.slots(self.family)) + 1,
         };
@@ -244,8 +286,7 @@ impl Reader {
 
     fn at(&self, reg: Reg) -> String {
         match self.loaded.get(slot(reg)) {
-            Some(Some(Loaded::Field(field))) => field.text(self.family),
-            Some(Some(Loaded::Other(text))) => text.clone(),
+            Some(Some(loaded)) => loaded.text(self.family),
             _ => String::new(),
         }
     }
@@ -255,12 +296,7 @@ impl Reader {
         let layout = SetName::parse(set).map(|set| set.layout(self.family));
         let len = layout.map_or(1, |layout| usize::from(layout.slots(self.family)));
         let slots = self.loaded.iter().skip(slot(reg)).take(len).flatten();
-        let parts: Vec<_> = slots
-            .map(|loaded| match loaded {
-                Loaded::Field(field) => field.text(self.family),
-                Loaded::Other(text) => text.clone(),
-            })
-            .collect();
+        let parts: Vec<_> = slots.map(|loaded| loaded.text(self.family)).collect();
         parts.join(" . ")
     }
 
@@ -282,20 +318,31 @@ fn slot(reg: Reg) -> usize {
     (0..16).position(|slot| Reg::slot(slot) == reg).unwrap_or(usize::MAX)
 }
 
-/// A value that a field is compared with.
-fn in_words(field: Field, value: &[u8]) -> String {
+/// A value that a field, or its first bits, are compared with.
+fn in_words(field: Field, value: &[u8], bits: Option<u32>, family: Family) -> String {
     match (field, value) {
         (Field::Proto, [number]) => [Protocol::Sctp, Protocol::Tcp, Protocol::Udp]
             .into_iter()
             .find(|protocol| protocol.number() == *number)
             .map_or_else(|| number.to_string(), |protocol| protocol.lower().to_owned()),
         (Field::Dport, [high, low]) => u16::from_be_bytes([*high, *low]).to_string(),
-        (Field::Daddr | Field::Saddr, _) if value.len() <= 4 => {
-            let parts: Vec<_> = value.iter().map(u8::to_string).collect();
-            parts.join(".")
-        }
+        (Field::Daddr | Field::Saddr, _) => network(value, bits, family),
         _ => hex(value),
     }
+}
+
+/// The network that begins with some bytes.
+fn network(value: &[u8], bits: Option<u32>, family: Family) -> String {
+    let mut octets = [0; 16];
+    for (to, from) in octets.iter_mut().zip(value) {
+        *to = *from;
+    }
+    let bits = bits.or_else(|| u32::try_from(value.len() * 8).ok()).unwrap_or_default();
+    let ip: IpAddr = match (octets, family) {
+        ([a, b, c, d, ..], Family::V4) => [a, b, c, d].into(),
+        (octets, Family::V6) => octets.into(),
+    };
+    if bits == 32 && ip.is_ipv4() || bits == 128 { ip.to_string() } else { format!("{ip}/{bits}") }
 }
 
 /// A number of the host's order, or bytes.

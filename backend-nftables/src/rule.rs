@@ -216,11 +216,8 @@ impl RuleBuilder {
         let bits = usize::from(net.prefix_len());
         let len = if bits == 0 { octets.len() } else { bits.div_ceil(8) };
         // As `nft` does it: whole bytes are compared as they are, others behind a mask.
-        let (len, masked) = if bits.is_multiple_of(8) && bits != 0 {
-            (len, false)
-        } else {
-            (octets.len(), true)
-        };
+        let (len, masked) =
+            if bits.is_multiple_of(8) && bits != 0 { (len, false) } else { (octets.len(), true) };
         self.exprs.push(Expr::Payload {
             base: PayloadBase::NETWORK,
             offset: side.offset(self.family),

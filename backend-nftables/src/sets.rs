@@ -241,9 +241,7 @@ fn type_of(fields: &[Field], family: Family) -> Vec<u8> {
             expression(EXPR_PAYLOAD, &numbers(&[PROTO_TH, 2]))
         }
         (Field::Proto, _) => expression(EXPR_META, &numbers(&[META_L4PROTO])),
-        (Field::Fixed(_) | Field::SaddrHash(_), _) => {
-            expression(EXPR_NUMGEN, &numbers(&[0, 2, 0]))
-        }
+        (Field::Fixed(_) | Field::SaddrHash(_), _) => expression(EXPR_NUMGEN, &numbers(&[0, 2, 0])),
         (Field::Random(_), _) => expression(EXPR_NUMGEN, &numbers(&[1, 2, 0])),
     });
     let each: Vec<_> = each.collect();

@@ -25,11 +25,7 @@ use crate::{
 const INTERFACE_BYTES: usize = 15;
 
 /// The objects that exist whatever the Services are.
-pub(crate) fn skeleton(
-    config: &Config,
-    family: Family,
-    node: &FamilyView,
-) -> BTreeMap<Key, Value> {
+pub(crate) fn skeleton(config: &Config, family: Family, node: &FamilyView) -> BTreeMap<Key, Value> {
     let mut out = BTreeMap::new();
     let mut add = |object, value| out.insert(Key::new(family, object), value);
     add(Object::Table, Value::EXISTS);
@@ -90,7 +86,9 @@ pub(crate) fn detector_problem(node: &FamilyView) -> Option<String> {
 /// Packets to 127.0.0.0/8 or ::1.
 const fn loopback(family: Family) -> IpNet {
     match family {
-        Family::V4 => IpNet::V4(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(127, 0, 0, 0), 8)),
+        Family::V4 => {
+            IpNet::V4(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(127, 0, 0, 0), 8))
+        }
         Family::V6 => IpNet::V6(ipnet::Ipv6Net::new_assert(std::net::Ipv6Addr::LOCALHOST, 128)),
     }
 }
@@ -176,9 +174,7 @@ impl Rules<'_> {
                     all.destination(loopback(self.family), false)
                 }
             }
-            NodePorts::Listed(_) => {
-                self.rule().within(&[Field::Daddr], SetName::NodeAddresses)
-            }
+            NodePorts::Listed(_) => self.rule().within(&[Field::Daddr], SetName::NodeAddresses),
         }
     }
 

@@ -53,10 +53,10 @@ fn a_small_shop_on_another_node() {
 
 #[test]
 fn an_endpoint_goes() {
-    let without: String = SHOP.lines().filter(|line| !line.contains("10.61.3.21")).fold(
-        String::new(),
-        |text, line| text + line + "\n",
-    );
+    let without: String = SHOP
+        .lines()
+        .filter(|line| !line.contains("10.61.3.21"))
+        .fold(String::new(), |text, line| text + line + "\n");
     check("change.endpoint-goes.txt", &change(SHOP, &without));
     check("change.endpoint-comes.txt", &change(&without, SHOP));
 }

@@ -6,7 +6,7 @@ mod common;
 use common::*;
 use proxier_backend_nftables::Config;
 use proxier_core::{
-    Family, ObjectName, Proxier, Revision, Update,
+    Family, ObjectName, Proxier, Update,
     model::{Event, ObjectKey},
     spi::ErrorKind,
 };
@@ -176,7 +176,11 @@ async fn a_table_of_somebody_else_is_refused_or_taken_over() {
     let (store, update) = store(env(), EVERYTHING);
     let error = ns.engine().sync(update.clone()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Conflict);
-    assert!(chain(&error).contains("table ip proxier belongs to somebody else"), "{}", chain(&error));
+    assert!(
+        chain(&error).contains("table ip proxier belongs to somebody else"),
+        "{}",
+        chain(&error)
+    );
     for config in [Config::default(), Config::default().takeover(true)] {
         ns.engine_with(config).cleanup().await.unwrap();
         assert!(ns.ruleset().contains(before.trim()), "theirs stays");
@@ -275,16 +279,10 @@ fn large(endpoints: u16) -> Update {
 async fn one_endpoint_of_ten_thousand_takes_few_operations() {
     let ns = Ns::new();
     let mut engine = ns.engine();
-    let step = |from: Update, revision| match from {
-        Update::Reset { node, fragments, .. } => {
-            Update::Reset { revision: Revision(revision), node, fragments }
-        }
-        other => other,
-    };
     sync(&mut engine, large(10_000)).await;
     // 10,240 slots serve all of these.
     for (revision, endpoints) in (2..).zip([9_999, 10_000, 9_998, 9_999]) {
-        let ops = sync(&mut engine, step(large(endpoints), revision)).await.ops.total();
+        let ops = sync(&mut engine, at(large(endpoints), revision)).await.ops.total();
         assert!(ops <= 5, "{ops} operations");
     }
 }
@@ -296,9 +294,8 @@ async fn one_endpoint_takes_at_most_five_operations() {
     sync(&mut engine, large(3)).await;
     let mut revision = 1;
     for endpoints in [4, 3, 4, 5, 4] {
-        let Update::Reset { node, fragments, .. } = large(endpoints) else { panic!("a reset") };
         revision += 1;
-        let update = Update::Reset { revision: Revision(revision), node, fragments };
+        let update = at(large(endpoints), revision);
         let ops = sync(&mut engine, update).await.ops.total();
         assert!(ops <= 5, "{ops} operations for {endpoints} endpoints");
     }

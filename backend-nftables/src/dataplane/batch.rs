@@ -119,9 +119,9 @@ impl Batch<'_> {
         add: bool,
     ) {
         let mut run = Run { bytes: Vec::new(), elements: Vec::new(), set: None };
-        let elements = ops.filter_map(|(index, op)| match &op.key().object {
-            Object::Element(element) => Some((index, element, op)),
-            _ => None,
+        let elements = ops.filter_map(|(index, op)| {
+            let Object::Element(element) = &op.key().object else { return None };
+            Some((index, element, op))
         });
         for (index, element, op) in elements {
             let set = element.set();
@@ -140,7 +140,8 @@ impl Batch<'_> {
         let Some(set) = run.set.take() else { return };
         let (kernel, name) = (nft_family(self.family), set.to_string());
         let elements = run.elements.iter().map(|part| {
-            let bytes = |range: &(usize, usize)| run.bytes.get(range.0..range.1).unwrap_or_default();
+            let bytes =
+                |range: &(usize, usize)| run.bytes.get(range.0..range.1).unwrap_or_default();
             let mut element = nft::Element::new(bytes(&part.key));
             if part.end.0 != part.end.1 {
                 element = element.key_end(bytes(&part.end));
@@ -281,8 +282,6 @@ impl Run {
 /// How an element leads to a chain: where a client was sent before is tried, and then gone on.
 pub(crate) fn leads(chain: ChainName) -> Verdict<'static> {
     let name = chain.to_string().into();
-    match chain {
-        ChainName::Sticky(..) => Verdict::Jump(name),
-        _ => Verdict::Goto(name),
-    }
+    let comes_back = matches!(chain, ChainName::Sticky(..));
+    if comes_back { Verdict::Jump(name) } else { Verdict::Goto(name) }
 }

@@ -11,6 +11,7 @@ use proxier_netlink::{
 use crate::backend::Op;
 
 /// The error of a transaction, for the engine, which knows operations by their index.
+#[expect(clippy::wildcard_enum_match_arm, reason = "the others are not about a transaction sent")]
 pub(super) fn commit_error(error: NftError, ops: &[Op]) -> CommitError {
     match error {
         NftError::Refused(refusal) => {

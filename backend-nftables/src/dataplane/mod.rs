@@ -24,8 +24,8 @@ use proxier_netlink::{
 };
 use tracing::{debug, trace};
 
-pub(crate) use self::error::kind;
 pub(crate) use self::batch::{Batch, Handles};
+pub(crate) use self::error::kind;
 use self::{
     error::{combine, commit_error, flow_error, half_way, read_error},
     read::Reader,
@@ -97,7 +97,8 @@ impl NftablesDataplane {
         if self.config.takeover {
             return Ok(Some(Found::Foreign));
         }
-        let hint = "somebody else made it; remove it, choose another name, or set takeover".to_owned();
+        let hint =
+            "somebody else made it; remove it, choose another name, or set takeover".to_owned();
         Err(CommitError::Foreign { object, hint })
     }
 
@@ -155,7 +156,13 @@ impl NftablesDataplane {
     }
 
     const fn batch<'a>(&'a self, family: Family, handles: &'a Handles, careful: bool) -> Batch<'a> {
-        Batch { table: self.config.table.as_str(), mark: self.mark.as_slice(), family, handles, careful }
+        Batch {
+            table: self.config.table.as_str(),
+            mark: self.mark.as_slice(),
+            family,
+            handles,
+            careful,
+        }
     }
 
     const fn reader(&mut self, family: Family) -> Reader<'_> {
@@ -177,7 +184,8 @@ impl NftablesDataplane {
             }
             let name = SetName::Affinity(pool).to_string();
             for attempt in 1..=ATTEMPTS {
-                let is_gone = |to: Option<(PortId, IpAddr)>| to.is_some_and(|to| gone.contains(&to));
+                let is_gone =
+                    |to: Option<(PortId, IpAddr)>| to.is_some_and(|to| gone.contains(&to));
                 let stale = self.reader(family).stale(pool, is_gone).await?;
                 let limit = self.nft.max_batch_bytes() / OP_BYTES;
                 let mut outcome = Ok(());
@@ -237,11 +245,11 @@ pub(crate) fn mark() -> Vec<u8> {
 
 /// Members of a pool that go, and do not come back in the same operations.
 fn gone_members(pool: Pool, ops: &[Op]) -> BTreeSet<(PortId, IpAddr)> {
-    let member = |op: &Op| match &op.key().object {
-        Object::Element(Element::Member { pool: other, id, ip }) if *other == pool => {
-            Some((*id, *ip))
-        }
-        _ => None,
+    let member = |op: &Op| {
+        let Object::Element(Element::Member { pool: other, id, ip }) = &op.key().object else {
+            return None;
+        };
+        (*other == pool).then_some((*id, *ip))
     };
     ops.iter().filter(|op| matches!(op, Op::Del(..))).filter_map(member).collect()
 }

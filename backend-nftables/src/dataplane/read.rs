@@ -8,8 +8,8 @@ use std::{
 
 use proxier_core::{Family, Protocol, ir::Pool};
 use proxier_netlink::nft::{
-    ChainDump, ElementRef, ElementValue, Expr, NftError, NftSocket, Policy, RuleFilter,
-    RuleRef,
+    ChainDump, ElementRef, ElementValue, Expr, NftError, NftSocket, Policy, RuleFilter, RuleRef,
+    Verdict,
 };
 
 use super::batch::{Handles, base, leads};
@@ -114,9 +114,9 @@ impl Reader<'_> {
         let mut handles = Handles::new();
         let chains: BTreeSet<_> = wanted
             .iter()
-            .filter_map(|key| match &key.object {
-                Object::Pick(it) => Some(ChainName::Picks(it.space, it.pool)),
-                _ => None,
+            .filter_map(|key| {
+                let Object::Pick(it) = &key.object else { return None };
+                Some(ChainName::Picks(it.space, it.pool))
             })
             .collect();
         for chain in chains {
@@ -260,10 +260,13 @@ fn value(element: &Element, family: Family, found: Option<&ElementValue<'_>>) ->
             codec::endpoint(family, bytes).map_or_else(odd, Content::Endpoint)
         }
         (Element::Sticky { .. } | Element::Remember(_), Some(ElementValue::Verdict(verdict))) => {
-            use proxier_netlink::nft::Verdict::{Goto, Jump};
             let chain = match verdict {
-                Goto(chain) | Jump(chain) => ChainName::parse(chain),
-                _ => None,
+                Verdict::Goto(chain) | Verdict::Jump(chain) => ChainName::parse(chain),
+                Verdict::Accept
+                | Verdict::Break
+                | Verdict::Continue
+                | Verdict::Drop
+                | Verdict::Return => None,
             };
             match chain.filter(|chain| leads(*chain) == *verdict) {
                 Some(chain) => Content::Leads(chain),

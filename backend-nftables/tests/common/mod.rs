@@ -153,3 +153,13 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+/// The same state under a later number.
+pub fn at(update: Update, revision: u64) -> Update {
+    match update {
+        Update::Reset { node, fragments, .. } => {
+            Update::Reset { revision: proxier_core::Revision(revision), node, fragments }
+        }
+        other @ Update::Delta { .. } => other,
+    }
+}

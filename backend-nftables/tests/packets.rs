@@ -1,0 +1,155 @@
+//! Real packets of a host to itself: what only many connections show. Needs root and `ip`.
+#![allow(clippy::panic, clippy::unwrap_used, reason = "a test")]
+
+mod common;
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    thread,
+    time::Duration,
+};
+
+use common::*;
+use proxier_core::{
+    Proxier,
+    model::{DetectLocal, NodeEnv},
+};
+
+/// Where every endpoint listens.
+const PORT: u16 = 8080;
+const NODE: &str = "172.20.7.11";
+
+/// A namespace whose loopback has the node's address and those of all endpoints, and leads everywhere.
+fn host() -> Ns {
+    let ns = Ns::new();
+    for command in [
+        "link set lo up",
+        "address add 172.20.7.11/32 dev lo",
+        "address add 172.20.7.12/32 dev lo",
+        "address add 10.61.0.0/16 dev lo",
+        "route add default dev lo src 172.20.7.11",
+    ] {
+        ns.run("ip", &command.split(' ').collect::<Vec<_>>());
+    }
+    ns
+}
+
+fn env_of_host() -> NodeEnv {
+    let addresses = ["127.0.0.1", NODE, "172.20.7.12"].map(|ip| ip.parse().unwrap());
+    NodeEnv {
+        interface_addresses: addresses.into(),
+        detect_local: DetectLocal::None,
+        service_cidrs: Vec::new(),
+        ..env()
+    }
+}
+
+/// A Service with endpoints 10.61.0.1 and on.
+fn world(spec: &str, endpoints: u8) -> String {
+    let mut text = format!(
+        "kind: Service\nmetadata: {{name: cart, namespace: shop}}\nspec: {{{spec}}}\n---\n\
+         kind: EndpointSlice\nmetadata: {{name: cart-1, namespace: shop, \
+         labels: {{kubernetes.io/service-name: cart}}}}\naddressType: IPv4\n\
+         ports: [{{name: \"\", port: {PORT}}}]\nendpoints:\n"
+    );
+    for index in 1..=endpoints {
+        writeln!(text, "- {{addresses: [10.61.0.{index}], nodeName: tern}}").unwrap();
+    }
+    text
+}
+
+/// Connects from an address, and says which endpoint took it.
+fn connect(ns: &Ns, from: &str, to: &str, times: u32) -> BTreeMap<Ipv4Addr, u32> {
+    let (from, to): (SocketAddr, SocketAddr) =
+        (format!("{from}:0").parse().unwrap(), to.parse().unwrap());
+    let talk = || {
+        let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).unwrap();
+        let server = thread::spawn(move || {
+            let mut seen = BTreeMap::new();
+            for _ in 0..times {
+                let (stream, _) = listener.accept().unwrap();
+                let SocketAddr::V4(at) = stream.local_addr().unwrap() else { panic!("IPv4") };
+                *seen.entry(*at.ip()).or_default() += 1;
+            }
+            seen
+        });
+        for _ in 0..times {
+            bound(from, to);
+        }
+        server.join().unwrap()
+    };
+    ns.0.run(talk).unwrap()
+}
+
+/// A connection from an address, closed at once.
+fn bound(from: SocketAddr, to: SocketAddr) {
+    let socket = rustix::net::socket(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::STREAM,
+        None,
+    )
+    .unwrap();
+    rustix::net::bind(&socket, &from).unwrap();
+    let stream = TcpStream::from(socket);
+    stream.set_write_timeout(Some(Duration::from_secs(5))).unwrap();
+    rustix::net::connect(&stream, &to).unwrap();
+}
+
+#[tokio::test]
+async fn every_endpoint_of_a_pool_with_free_slots_gets_its_share() {
+    let ns = host();
+    let mut engine = ns.engine();
+    // 40 endpoints have 40 slots, 41 have 42.
+    for (revision, endpoints) in (1..).zip([3_u8, 41]) {
+        let update =
+            store(env_of_host(), &world("clusterIP: 10.97.0.1, ports: [{port: 80}]", endpoints));
+        sync(&mut engine, at(update.1, revision)).await;
+        let times = u32::from(endpoints) * 60;
+        let seen = connect(&ns, NODE, "10.97.0.1:80", times);
+        assert_eq!(seen.len(), usize::from(endpoints));
+        // Five standard deviations and more.
+        assert!(seen.values().all(|count| (20..110).contains(count)), "{seen:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_comes_back_to_its_endpoint_by_every_frontend() {
+    let ns = host();
+    let mut engine = ns.engine();
+    let spec = "type: NodePort, clusterIP: 10.97.0.1, externalIPs: [198.51.100.7], \
+                sessionAffinity: ClientIP, ports: [{port: 80, nodePort: 31080}]";
+    sync(&mut engine, store(env_of_host(), &world(spec, 40)).1).await;
+    let frontends = ["10.97.0.1:80", "198.51.100.7:80", "172.20.7.11:31080"];
+    let first = connect(&ns, NODE, frontends[0], 1);
+    let mut others = BTreeMap::new();
+    for to in frontends {
+        assert_eq!(
+            connect(&ns, NODE, to, 20).keys().collect::<Vec<_>>(),
+            first.keys().collect::<Vec<_>>()
+        );
+        others.extend(connect(&ns, "172.20.7.12", to, 1));
+    }
+    assert_eq!(others.len(), 1, "another client has one endpoint, too");
+    engine.audit().await.unwrap();
+    assert_eq!(engine.audit().await.unwrap().drift, 0, "what rules remember is not drift");
+
+    // Its endpoint goes; it is given another, and keeps that.
+    let gone = *first.keys().next().unwrap();
+    let text = world(spec, 40);
+    let text: String = text
+        .lines()
+        .filter(|line| !line.contains(&format!("[{gone}]")))
+        .fold(String::new(), |text, line| text + line + "\n");
+    sync(&mut engine, at(store(env_of_host(), &text).1, 2)).await;
+    let second = connect(&ns, NODE, frontends[0], 1);
+    assert!(!second.contains_key(&gone));
+    for to in frontends {
+        assert_eq!(
+            connect(&ns, NODE, to, 20).keys().collect::<Vec<_>>(),
+            second.keys().collect::<Vec<_>>()
+        );
+    }
+    assert_eq!(engine.audit().await.unwrap().drift, 0);
+}
