@@ -188,7 +188,7 @@ proptest! {
         let mut owners = BTreeMap::new();
         for fragment in before.iter().chain(&fragments(&store)) {
             for frontend in &fragment.frontends {
-                let owner = owners.entry(frontend.key).or_insert(fragment.id.clone());
+                let owner = owners.entry(frontend.key).or_insert_with(|| fragment.id.clone());
                 prop_assume!(*owner == fragment.id);
             }
         }

@@ -24,6 +24,8 @@ pub(super) struct Lane<B: Backend> {
     /// The node that the installed skeleton was made for; `None` when there is no skeleton.
     pub skeleton: Option<Arc<NodeView>>,
     pub slots: BTreeMap<FragmentId, Slot<B>>,
+    /// The fragments that are not as wanted.
+    pub troubles: BTreeMap<FragmentId, Trouble>,
     pub shared: BTreeMap<B::Key, Shared<B>>,
     pub desired: Revision,
     pub programmed: Revision,
@@ -34,7 +36,6 @@ pub(super) struct Slot<B: Backend> {
     /// What is wanted; `None` when it is to go.
     pub desired: Option<Arc<Fragment>>,
     pub installed: Option<Installed<B>>,
-    pub trouble: Option<Trouble>,
 }
 
 /// What the kernel holds of a fragment.
@@ -76,6 +77,7 @@ impl<B: Backend> Lane<B> {
             node: Arc::default(),
             skeleton: None,
             slots: BTreeMap::new(),
+            troubles: BTreeMap::new(),
             shared: BTreeMap::new(),
             desired: Revision::default(),
             programmed: Revision::default(),
@@ -121,7 +123,7 @@ impl<B: Backend> Lane<B> {
             if let Some(slot) = self.slots.get_mut(id) {
                 slot.desired.clone_from(desired);
             } else if desired.is_some() {
-                let slot = Slot { desired: desired.clone(), installed: None, trouble: None };
+                let slot = Slot { desired: desired.clone(), installed: None };
                 self.slots.insert(id.clone(), slot);
             }
         }
@@ -129,22 +131,20 @@ impl<B: Backend> Lane<B> {
 
     /// Takes note that a fragment could not be programmed.
     pub(super) fn blame(&mut self, id: &FragmentId, kind: ErrorKind, reason: String) {
-        if let Some(slot) = self.slots.get_mut(id) {
-            let attempts =
-                slot.trouble.as_ref().map_or(1, |known| known.attempts.saturating_add(1));
-            slot.trouble = Some(Trouble { kind, reason, attempts });
+        if self.slots.contains_key(id) {
+            let known = self.troubles.get(id);
+            let attempts = known.map_or(1, |known| known.attempts.saturating_add(1));
+            self.troubles.insert(id.clone(), Trouble { kind, reason, attempts });
         }
     }
 
     /// The fragments that are not as wanted.
     pub(super) fn degraded(&self) -> impl Iterator<Item = Degraded> {
-        self.slots.iter().filter_map(|(id, slot)| {
-            slot.trouble.as_ref().map(|trouble| Degraded {
-                id: id.clone(),
-                kind: trouble.kind,
-                reason: trouble.reason.clone(),
-                attempts: trouble.attempts,
-            })
+        self.troubles.iter().map(|(id, trouble)| Degraded {
+            id: id.clone(),
+            kind: trouble.kind,
+            reason: trouble.reason.clone(),
+            attempts: trouble.attempts,
         })
     }
 }

@@ -45,10 +45,13 @@ impl<B: Backend> Lane<B> {
             match self.slots.get_mut(&id) {
                 Some(slot) if installed.is_none() && slot.desired.is_none() => {
                     self.slots.remove(&id);
+                    self.troubles.remove(&id);
                 }
                 Some(slot) => {
                     slot.installed = installed;
-                    Self::forgive(slot);
+                    if slot.is_as_wanted() {
+                        self.troubles.remove(&id);
+                    }
                 }
                 None => {}
             }
@@ -66,24 +69,27 @@ impl<B: Backend> Lane<B> {
     }
 
     /// Forgets the trouble of fragments that are as wanted by now.
-    fn forgive(slot: &mut Slot<B>) {
-        let as_wanted = match (&slot.desired, &slot.installed) {
+    fn forgive(&mut self) {
+        let Self { slots, troubles, .. } = self;
+        troubles.retain(|id, _| slots.get(id).is_some_and(|slot| !slot.is_as_wanted()));
+    }
+
+    /// The fragments that are not as wanted.
+    fn troubled(&self) -> Vec<Item> {
+        let desired = |id| self.slots.get(id).and_then(|slot| slot.desired.clone());
+        self.troubles.keys().map(|id| (id.clone(), desired(id))).collect()
+    }
+}
+
+impl<B: Backend> Slot<B> {
+    fn is_as_wanted(&self) -> bool {
+        match (&self.desired, &self.installed) {
             (Some(desired), Some(it)) => {
                 Arc::ptr_eq(desired, &it.fragment) || *desired == it.fragment
             }
             (None, None) => true,
             (Some(_), None) | (None, Some(_)) => false,
-        };
-        if as_wanted {
-            slot.trouble = None;
         }
-    }
-
-    /// The fragments that are not as wanted.
-    fn troubled(&self) -> Vec<Item> {
-        let is_troubled = |slot: &Slot<B>| slot.trouble.is_some();
-        let troubled = self.slots.iter().filter(|(_, slot)| is_troubled(slot));
-        troubled.map(|(id, slot)| (id.clone(), slot.desired.clone())).collect()
     }
 }
 
@@ -373,7 +379,7 @@ impl<B: Backend, D: Dataplane<B>> Run<'_, B, D> {
         }
         self.lane.skeleton = Some(node);
         self.lane.known = true;
-        self.lane.slots.values_mut().for_each(Lane::forgive);
+        self.lane.forgive();
         Ok(Sent::Done)
     }
 
