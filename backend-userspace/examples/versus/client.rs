@@ -106,10 +106,13 @@ async fn tasks(
 }
 
 async fn ask(at: SocketAddr) {
-    let mut stream = TcpStream::connect(at).await.unwrap();
-    stream.write_all(b"?").await.unwrap();
-    let mut answer = [0; 64];
-    while stream.read(&mut answer).await.unwrap() > 0 {}
+    let asked = async {
+        let mut stream = TcpStream::connect(at).await.unwrap();
+        stream.write_all(b"?").await.unwrap();
+        let mut answer = [0; 64];
+        while stream.read(&mut answer).await.unwrap() > 0 {}
+    };
+    tokio::time::timeout(Duration::from_secs(10), asked).await.unwrap();
 }
 
 /// KiB received.
@@ -161,7 +164,10 @@ pub(crate) fn hold(ns: &Ns, contender: Contender, count: usize) -> Vec<std::net:
     let at =
         SocketAddr::from((Ipv4Addr::from(contender.address()), contender.port(endpoint::ANSWER)));
     let connect = || {
-        let connect = |_| std::net::TcpStream::connect(at).unwrap();
+        let connect = |number| {
+            let connected = std::net::TcpStream::connect(at);
+            connected.unwrap_or_else(|error| unreachable!("{contender:?} {number}: {error}"))
+        };
         let held = (0..count).map(connect).collect();
         // The proxy may still be busy with the last ones.
         std::thread::sleep(Duration::from_secs(1));

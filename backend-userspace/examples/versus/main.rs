@@ -66,7 +66,7 @@ fn wire(lab: &Lab) -> (Ns, Ns, Ns) {
     client.route("10.81.2.0/24", Via::Gateway(PROXY.into())).unwrap();
     endpoint.route("10.81.1.0/24", Via::Gateway([10, 81, 2, 1].into())).unwrap();
     for ns in [&client, &proxy, &endpoint] {
-        ns.sysctl("net.ipv4.ip_local_port_range", "2048 65000").unwrap();
+        ns.sysctl("net.ipv4.ip_local_port_range", "12000 65000").unwrap();
         ns.sysctl("net.ipv4.tcp_max_syn_backlog", "8192").unwrap();
     }
     (client, proxy, endpoint)

@@ -62,14 +62,16 @@ pub(crate) struct Peer {
 impl Drop for Peer {
     fn drop(&mut self) {
         if let Some(child) = &mut self.child {
-            for pid in children(child.id()) {
+            // A master that lives would start new workers.
+            let workers = children(child.id());
+            child.kill().ok();
+            child.wait().ok();
+            for pid in workers {
                 let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
                 if let Some(pid) = pid {
                     rustix::process::kill_process(pid, rustix::process::Signal::KILL).ok();
                 }
             }
-            child.kill().ok();
-            child.wait().ok();
         }
         if let Some(files) = &self.files {
             std::fs::remove_dir_all(files).ok();

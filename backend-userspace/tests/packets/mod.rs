@@ -135,8 +135,10 @@ impl Machine<'_> {
                         Key::Chain(_, name) => Some(name),
                         _ => None,
                     });
-                    let next = names.find(|name| name.to_string() == *to);
-                    return Some(self.chain(next.expect("a chain that exists")));
+                    let Some(next) = names.find(|name| name.to_string() == *to) else {
+                        panic!("no chain {to}")
+                    };
+                    return Some(self.chain(next));
                 }
                 other => panic!("{other:?}"),
             };
