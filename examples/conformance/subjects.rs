@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use proxier::{Family, ObjectName, Update};
+use futures_util::FutureExt;
+use proxier::{
+    Family, ObjectName, Proxier, Update, engine::Engine, spi::Backend, testing::FakeKernel,
+};
 use proxier_testkit::cases::Subject;
 
 /// All of them.
@@ -10,6 +13,8 @@ pub(crate) fn all() -> Vec<Box<dyn Subject>> {
     vec![
         #[cfg(feature = "iptables")]
         Box::new(iptables::Iptables),
+        #[cfg(feature = "nftables")]
+        Box::new(nftables::Nftables),
     ]
 }
 
@@ -17,7 +22,7 @@ pub(crate) fn all() -> Vec<Box<dyn Subject>> {
 /// Counts the objects that a plan creates for one Service in one family; `kind` names the sort of
 /// an object, or none for what is not counted.
 fn count(
-    proxier: &dyn proxier::Proxier,
+    proxier: &dyn Proxier,
     update: &Update,
     service: &ObjectName,
     family: Family,
@@ -38,17 +43,31 @@ fn count(
     Ok(counts)
 }
 
+#[cfg_attr(
+    not(any(feature = "iptables", feature = "nftables")),
+    expect(dead_code, reason = "no backend asks for it")
+)]
+/// Programs a fake kernel, which never waits and must not be asked for nonsense.
+fn program<B: Backend>(
+    engine: &mut Engine<B, FakeKernel<B>>,
+    update: Update,
+) -> Result<(), String> {
+    let outcome = engine.sync(update).now_or_never().ok_or("the fake kernel waits")?;
+    let report = outcome.map_err(|error| error.to_string())?;
+    if let Some(degraded) = report.degraded.first() {
+        return Err(format!("{}: {}", degraded.id, degraded.reason));
+    }
+    engine.dataplane().violations.first().map_or(Ok(()), |violation| Err(violation.clone()))
+}
+
 #[cfg(feature = "iptables")]
 mod iptables {
     use std::collections::BTreeSet;
 
-    use futures_util::FutureExt;
     use proxier::{
-        Mode, Proxier,
-        engine::Engine,
+        Mode,
         ir::NodeView,
         sim::{Packet, Remembered},
-        testing::FakeKernel,
     };
     use proxier_backend_iptables::{
         Config, Iptables as Backend,
@@ -57,7 +76,9 @@ mod iptables {
     };
     use proxier_testkit::cases::{FakeNode, FlowVerdict, NameInput};
 
-    use super::{BTreeMap, Family, ObjectName, Subject, Update, count};
+    use super::{
+        BTreeMap, Engine, FakeKernel, Family, ObjectName, Subject, Update, count, program,
+    };
 
     const PREFIX: &str = "KUBE";
 
@@ -99,14 +120,14 @@ mod iptables {
             update: Update,
             service: &ObjectName,
             family: Family,
-        ) -> Result<BTreeMap<String, usize>, String> {
+        ) -> Result<Option<BTreeMap<String, usize>>, String> {
             // "chain ip nat KUBE-SVC-…"
             let kind = |object: &str| {
                 let name = object.strip_prefix("chain ")?.rsplit(' ').next()?;
                 let (kind, _) = name.strip_prefix(PREFIX)?.strip_prefix('-')?.split_once('-')?;
                 Some(kind.to_owned())
             };
-            count(&engine()?, &update, service, family, kind)
+            count(&engine()?, &update, service, family, kind).map(Some)
         }
 
         fn fake(&self) -> Option<Box<dyn FakeNode>> {
@@ -121,15 +142,7 @@ mod iptables {
 
     impl FakeNode for Fake {
         fn program(&mut self, update: Update) -> Result<(), String> {
-            let outcome = self.engine.sync(update).now_or_never().ok_or("the fake kernel waits")?;
-            let report = outcome.map_err(|error| error.to_string())?;
-            if let Some(degraded) = report.degraded.first() {
-                return Err(format!("{}: {}", degraded.id, degraded.reason));
-            }
-            match self.engine.dataplane().violations.first() {
-                Some(violation) => Err(violation.clone()),
-                None => Ok(()),
-            }
+            program(&mut self.engine, update)
         }
 
         fn judge(&self, node: &NodeView, packet: &Packet, memory: &[Remembered]) -> FlowVerdict {
@@ -176,6 +189,104 @@ mod iptables {
         match (to.is_empty(), others.as_slice()) {
             (false, []) => FlowVerdict::Dnat(to),
             (true, [Fate::Accepted]) => FlowVerdict::Accept,
+            (true, [Fate::Dropped]) => FlowVerdict::Drop,
+            (true, [Fate::Rejected]) => FlowVerdict::Reject,
+            (true, [Fate::Untouched]) => FlowVerdict::Untouched,
+            _ => FlowVerdict::Other(format!("{fates:?}")),
+        }
+    }
+}
+
+#[cfg(feature = "nftables")]
+mod nftables {
+    use std::collections::BTreeSet;
+
+    use proxier::{
+        Mode,
+        ir::NodeView,
+        sim::{Packet, Remembered},
+    };
+    use proxier_backend_nftables::{
+        Config, Nftables as Backend,
+        view::{Fate, Packet as ViewPacket, View},
+    };
+    use proxier_testkit::cases::{FakeNode, FlowVerdict, NameInput};
+
+    use super::{BTreeMap, Engine, FakeKernel, Family, ObjectName, Subject, Update, program};
+
+    pub(super) struct Nftables;
+
+    impl Subject for Nftables {
+        fn mode(&self) -> Mode {
+            Mode::Nftables
+        }
+
+        fn name(&self, _: &NameInput) -> Option<String> {
+            None
+        }
+
+        fn objects(
+            &self,
+            _: Update,
+            _: &ObjectName,
+            _: Family,
+        ) -> Result<Option<BTreeMap<String, usize>>, String> {
+            Ok(None)
+        }
+
+        fn fake(&self) -> Option<Box<dyn FakeNode>> {
+            let backend = Backend::new(Config::default()).ok()?;
+            let kernel = FakeKernel::new(&backend, usize::MAX);
+            Some(Box::new(Fake { engine: Engine::new(backend, kernel, &Family::ALL) }))
+        }
+    }
+
+    /// The backend's objects on a fake kernel.
+    struct Fake {
+        engine: Engine<Backend, FakeKernel<Backend>>,
+    }
+
+    impl FakeNode for Fake {
+        fn program(&mut self, update: Update) -> Result<(), String> {
+            program(&mut self.engine, update)
+        }
+
+        fn judge(&self, node: &NodeView, packet: &Packet, memory: &[Remembered]) -> FlowVerdict {
+            let family = Family::of(packet.destination.ip());
+            let own = memory.iter().filter(|it| it.client == packet.source);
+            let memory: Vec<_> = own.map(|it| (it.id.clone(), it.member, it.age)).collect();
+            let packet = ViewPacket {
+                source: packet.source,
+                input: packet.input.as_deref(),
+                destination: packet.destination,
+                protocol: packet.protocol,
+                local: &node.of(family).addresses,
+                memory: &memory,
+            };
+            verdict(&View::new(family, self.engine.dataplane().objects.of(family)).judge(&packet))
+        }
+
+        fn listing(&self) -> String {
+            let objects = &self.engine.dataplane().objects;
+            let all = Family::ALL.iter().flat_map(|family| objects.of(*family));
+            all.fold(String::new(), |text, (key, value)| format!("{text}{key}\n{value}\n"))
+        }
+    }
+
+    fn verdict(fates: &BTreeSet<Fate>) -> FlowVerdict {
+        let mut to = BTreeMap::new();
+        let mut others = Vec::new();
+        for fate in fates {
+            let Fate::Forwarded { to: addr, masqueraded } = fate else {
+                others.push(fate);
+                continue;
+            };
+            if to.insert(*addr, Some(*masqueraded)).is_some() {
+                return FlowVerdict::Other(format!("{addr} with and without masquerade"));
+            }
+        }
+        match (to.is_empty(), others.as_slice()) {
+            (false, []) => FlowVerdict::Dnat(to),
             (true, [Fate::Dropped]) => FlowVerdict::Drop,
             (true, [Fate::Rejected]) => FlowVerdict::Reject,
             (true, [Fate::Untouched]) => FlowVerdict::Untouched,
