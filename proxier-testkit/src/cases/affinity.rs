@@ -54,7 +54,7 @@ pub(super) fn flows(file: &CaseFile, case: &Case) -> Result<Vec<(Flow, Duration)
         let source = source(file, case, src, &part)?;
         let packet = packet(&source, dst).map_err(|error| case.wrong(&part, error))?;
         let expected = FlowVerdict::Dnat([(*to, None)].into());
-        Ok((Flow { source, packet, expected, improved: None }, Duration::from_secs_f64(*age)))
+        Ok((Flow { source, packet, expected, deviation: None }, Duration::from_secs_f64(*age)))
     };
     history.iter().enumerate().map(flow).collect()
 }

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
-    Case, CaseError, CaseFile, CaseWorld, Kernel, Origin, Subject, Verdict,
+    Case, CaseError, CaseFile, CaseWorld, Deviation, Kernel, Origin, Subject, Verdict,
     affinity::{History, remember},
     deviations::{LOCALHOST, hairpin_deviation},
     world::ip,
@@ -112,8 +112,8 @@ pub(super) struct Flow {
     pub(super) source: SourceSpec,
     pub(super) packet: Packet,
     pub(super) expected: FlowVerdict,
-    /// What it does instead where this project does better.
-    pub(super) improved: Option<FlowVerdict>,
+    /// Why `expected` is not what the case says: this project does better.
+    pub(super) deviation: Option<&'static Deviation>,
 }
 
 /// What a case says of a mode, or why it says nothing.
@@ -138,16 +138,18 @@ pub(super) fn flow_of(file: &CaseFile, case: &Case, mode: Mode) -> Result<Applie
     let source = source(file, case, case.get("src"), "src")?;
     let packet =
         packet(&source, &case.read::<String>("dst")?).map_err(|error| case.wrong("dst", error))?;
-    let improved = match mode {
+    let mut flow = Flow { source, packet, expected, deviation: None };
+    if mode == Mode::Nftables && is_localhost(flow.packet.destination.ip()) {
         // Node ports on localhost work as they do in iptables mode.
-        Mode::Nftables if is_localhost(packet.destination.ip()) => {
-            let by = case.get("by").get(Mode::Iptables.name());
-            let like = by.unwrap_or_else(|| case.get("expect"));
-            Some(expectation(like).map_err(|error| case.wrong("expect", error))?)
+        let by = case.get("by").get(Mode::Iptables.name());
+        let like = by.unwrap_or_else(|| case.get("expect"));
+        let better = expectation(like).map_err(|error| case.wrong("expect", error))?;
+        if matches!(better, FlowVerdict::Dnat(_)) && better != flow.expected {
+            flow.deviation = Some(&LOCALHOST);
+            flow.expected = better;
         }
-        Mode::Iptables | Mode::Ipvs | Mode::Nftables | Mode::Userspace => None,
-    };
-    Ok(Applies::Yes(Box::new(Flow { source, packet, expected, improved })))
+    }
+    Ok(Applies::Yes(Box::new(flow)))
 }
 
 const fn is_localhost(ip: IpAddr) -> bool {
@@ -215,10 +217,7 @@ pub fn trace(file: &CaseFile, case: &Case, mode: Mode) -> Option<Trace> {
 /// Compares what is expected of a flow with what was seen.
 pub(super) fn judged(flow: &Flow, seen: &FlowVerdict, detail: impl FnOnce() -> String) -> Verdict {
     if flow.expected.allows(seen) {
-        return Verdict::PASSED;
-    }
-    if flow.improved.as_ref().is_some_and(|improved| improved.allows(seen)) {
-        return Verdict::Passed { deviation: Some(&LOCALHOST) };
+        return Verdict::Passed { deviation: flow.deviation };
     }
     let deviation = hairpin_deviation(&flow.expected, seen, flow.packet.source);
     deviation.unwrap_or_else(|| Verdict::Failed {
