@@ -108,6 +108,8 @@ fn verdict(tally: &Tally, destination: SocketAddr) -> FlowVerdict {
             (_, 0) => Some(false),
             // A masquerade to the very address may hit on the very port, now and then.
             (kept, changed) if kept * 8 < changed => Some(true),
+            // A source that is kept gets another port when its own is taken, now and then.
+            (kept, changed) if changed * 8 < kept => Some(false),
             _ => return other(),
         };
         to.extend(endpoint.reached_at.iter().map(|at| (unscoped(*at), snat)));
