@@ -24,7 +24,10 @@ impl Failure {
             NftError::Refused(refusal) => Self::Refused(refusal),
             NftError::AttributeTooLong { tag, .. } => Self::TooLong(tag),
             NftError::Overrun { .. } | NftError::Malformed { .. } | NftError::Io { .. } => {
-                Self::Done(CommitError::Unknown { doing: "a transaction", source: io_error(error) })
+                Self::Done(CommitError::Unknown {
+                    doing: "a transaction",
+                    source: error.into_io_error(),
+                })
             }
             other => Self::Done(read_error(other)),
         }
@@ -95,7 +98,7 @@ fn hint(refusal: &Refusal) -> String {
 /// The error of something that changes nothing.
 pub(super) fn read_error(error: NftError) -> CommitError {
     let kind = kind(error.kind());
-    CommitError::Transport { doing: error.to_string(), source: io_error(error), kind }
+    CommitError::Transport { doing: error.to_string(), source: error.into_io_error(), kind }
 }
 
 /// The error of listing or removing flows.
@@ -111,21 +114,6 @@ pub(super) fn flow_error(error: CtError) -> CommitError {
         _ => io::ErrorKind::InvalidData.into(),
     };
     CommitError::Transport { doing, source, kind }
-}
-
-/// The system's error below one of nf_tables.
-#[expect(clippy::wildcard_enum_match_arm, reason = "the others have none")]
-fn io_error(error: NftError) -> io::Error {
-    match error {
-        NftError::Io { errno, .. }
-        | NftError::Permission { errno, .. }
-        | NftError::Unsupported { errno, .. } => errno,
-        NftError::Request { ack, .. } => io::Error::from_raw_os_error(ack.errno()),
-        NftError::Refused(refusal) => io::Error::from_raw_os_error(refusal.errno()),
-        NftError::Interrupted { .. } | NftError::Stale => io::ErrorKind::Interrupted.into(),
-        NftError::Malformed { .. } | NftError::Overrun { .. } => io::ErrorKind::InvalidData.into(),
-        _ => io::ErrorKind::Other.into(),
-    }
 }
 
 /// What to do, in the engine's words.

@@ -23,7 +23,7 @@ pub(super) fn commit_error(error: NftError, ops: &[Op], fresh: bool) -> CommitEr
         }
         NftError::Refused(refusal) => refused(&refusal, ops),
         NftError::Overrun { .. } | NftError::Malformed { .. } | NftError::Io { .. } => {
-            CommitError::Unknown { doing: "a transaction", source: io_error(error) }
+            CommitError::Unknown { doing: "a transaction", source: error.into_io_error() }
         }
         other => read_error(other),
     }
@@ -48,7 +48,7 @@ fn refused(refusal: &Refusal, ops: &[Op]) -> CommitError {
 /// The error of something that changes nothing.
 pub(super) fn read_error(error: NftError) -> CommitError {
     let kind = kind(error.kind());
-    CommitError::Transport { doing: error.to_string(), source: io_error(error), kind }
+    CommitError::Transport { doing: error.to_string(), source: error.into_io_error(), kind }
 }
 
 /// The error of listing or removing flows.
@@ -76,21 +76,6 @@ pub(crate) fn transport(doing: impl Into<String>, source: io::Error) -> CommitEr
         _ => ErrorKind::Retry,
     };
     CommitError::Transport { doing: doing.into(), source, kind }
-}
-
-/// The system's error below one of nf_tables.
-#[expect(clippy::wildcard_enum_match_arm, reason = "the others have none")]
-fn io_error(error: NftError) -> io::Error {
-    match error {
-        NftError::Io { errno, .. }
-        | NftError::Permission { errno, .. }
-        | NftError::Unsupported { errno, .. } => errno,
-        NftError::Request { ack, .. } => io::Error::from_raw_os_error(ack.errno()),
-        NftError::Refused(refusal) => io::Error::from_raw_os_error(refusal.errno()),
-        NftError::Interrupted { .. } | NftError::Stale => io::ErrorKind::Interrupted.into(),
-        NftError::Malformed { .. } | NftError::Overrun { .. } => io::ErrorKind::InvalidData.into(),
-        _ => io::ErrorKind::Other.into(),
-    }
 }
 
 /// What to do, in the engine's words.

@@ -95,6 +95,21 @@ pub enum NftError {
 }
 
 impl NftError {
+    /// The system's error below this one; a general one where there is none.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the others have none")]
+    pub fn into_io_error(self) -> io::Error {
+        match self {
+            Self::Io { errno, .. }
+            | Self::Permission { errno, .. }
+            | Self::Unsupported { errno, .. } => errno,
+            Self::Request { ack, .. } => io::Error::from_raw_os_error(ack.errno()),
+            Self::Refused(refusal) => io::Error::from_raw_os_error(refusal.errno()),
+            Self::Interrupted { .. } | Self::Stale => io::ErrorKind::Interrupted.into(),
+            Self::Malformed { .. } | Self::Overrun { .. } => io::ErrorKind::InvalidData.into(),
+            _ => io::ErrorKind::Other.into(),
+        }
+    }
+
     /// What a caller can do about it.
     pub fn kind(&self) -> ErrorKind {
         match self {
