@@ -1,15 +1,11 @@
 //! Opening the mode by name, at run time.
 
 use async_trait::async_trait;
-use proxier_core::{
-    BackendFactory, Mode, OpenContext, OpenError, Proxier, Suitability, spi::CommitError,
-};
-use proxier_netlink::NetNs;
+use proxier_core::{BackendFactory, Mode, OpenContext, OpenError, Proxier, Suitability};
+use proxier_netlink::spi::{netns, open_error};
 
 use crate::{
-    Config, EngineError,
-    dataplane::error::kind,
-    engine,
+    Config, EngineError, engine,
     probe::{probe, tcp_be_liberal},
 };
 
@@ -25,10 +21,6 @@ fn config(context: &OpenContext) -> Config {
     config.masquerade_bit = context.masquerade_bit;
     config.takeover = context.takeover;
     config
-}
-
-fn netns(context: &OpenContext) -> NetNs {
-    context.netns.clone().map_or(NetNs::Current, NetNs::Path)
 }
 
 #[async_trait]
@@ -57,11 +49,7 @@ impl BackendFactory for Factory {
                 Err(OpenError::Config { setting: "iptables", reason: error.to_string() })
             }
             Err(EngineError::Open(error)) => {
-                let kind = kind(error.kind());
-                let doing = "opening netlink sockets".to_owned();
-                let source = std::io::Error::other(error);
-                let source = CommitError::Transport { doing, source, kind };
-                Err(OpenError::Kernel { mode: Mode::Iptables, source })
+                Err(OpenError::Kernel { mode: Mode::Iptables, source: open_error(error) })
             }
         }
     }

@@ -1,12 +1,10 @@
 //! Opening the mode by name, at run time.
 
 use async_trait::async_trait;
-use proxier_core::{
-    BackendFactory, Mode, OpenContext, OpenError, Proxier, Suitability, spi::CommitError,
-};
-use proxier_netlink::NetNs;
+use proxier_core::{BackendFactory, Mode, OpenContext, OpenError, Proxier, Suitability};
+use proxier_netlink::spi::{netns, open_error};
 
-use crate::{Config, EngineError, dataplane::kind, engine, probe::probe};
+use crate::{Config, EngineError, engine, probe::probe};
 
 /// Makes proxiers of the nftables mode.
 #[derive(Clone, Copy, Debug, Default)]
@@ -20,10 +18,6 @@ fn config(context: &OpenContext) -> Config {
     config.masquerade_bit = context.masquerade_bit;
     config.takeover = context.takeover;
     config
-}
-
-fn netns(context: &OpenContext) -> NetNs {
-    context.netns.clone().map_or(NetNs::Current, NetNs::Path)
 }
 
 #[async_trait]
@@ -49,11 +43,7 @@ impl BackendFactory for Factory {
                 Err(OpenError::Config { setting: "nftables", reason: error.to_string() })
             }
             Err(EngineError::Open(error)) => {
-                let kind = kind(error.kind());
-                let doing = "opening netlink sockets".to_owned();
-                let source = std::io::Error::other(error);
-                let source = CommitError::Transport { doing, source, kind };
-                Err(OpenError::Kernel { mode: Mode::Nftables, source })
+                Err(OpenError::Kernel { mode: Mode::Nftables, source: open_error(error) })
             }
         }
     }

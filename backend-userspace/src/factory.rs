@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use proxier_core::{
     BackendFactory, Mode, OpenContext, OpenError, Proxier, Suitability, spi::CommitError,
 };
-use proxier_netlink::NetNs;
+use proxier_netlink::spi::netns;
 
 use crate::{
     EngineError,
@@ -21,10 +21,6 @@ use crate::{
 /// different names, bits and, by [`engine`], routing tables.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Factory;
-
-fn netns(context: &OpenContext) -> NetNs {
-    context.netns.clone().map_or(NetNs::Current, NetNs::Path)
-}
 
 fn config(context: &OpenContext) -> Config {
     let default = Capture::default();

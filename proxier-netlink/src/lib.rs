@@ -1,7 +1,7 @@
 //! Netlink sockets, nf_tables transactions and conntrack for proxier's backends.
 //!
 //! What it does not do: decide anything. It has no notion of Services, plans or retries beyond a
-//! lost race; it encodes what it is told, sends it, and says precisely what the kernel answered.
+//! lost race ([`spi`] alone knows the engine, to say in its terms what went wrong); it encodes what it is told, sends it, and says precisely what the kernel answered.
 //! Wherever a value can borrow, it borrows: encoding allocates nothing but the one buffer that is
 //! sent, and rules can be read without copying them.
 //!
@@ -64,6 +64,7 @@ mod netns;
 mod nfnl_listen;
 pub mod nft;
 mod sock;
+pub mod spi;
 
 pub use ack::{Ack, ErrorKind, errno_name};
 pub use netns::{NetNs, NetNsError};

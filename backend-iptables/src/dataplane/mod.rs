@@ -7,7 +7,7 @@ mod read;
 mod wipe;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     fmt,
     time::{Duration, Instant},
 };
@@ -20,15 +20,16 @@ use proxier_core::{
 };
 use proxier_netlink::{
     NetNs, OpenError,
-    ct::{self, Conntrack, CtFamily},
+    ct::Conntrack,
     nft::{Committed, NftSocket, RuleFilter, TableDump, Transaction},
+    spi::{self, read_error},
 };
 use tracing::{debug, trace};
 
 pub(crate) use self::batch::nft_family;
 use self::{
     batch::{Batch, Context, UnknownHandle},
-    error::{Failure, read_error},
+    error::Failure,
     handles::Handles,
     read::{Objects, Scope},
 };
@@ -317,7 +318,7 @@ impl Dataplane<Iptables> for IptablesDataplane {
             }
             *self.families.of_mut(family) = FamilyState::default();
         }
-        wipe::combine(errors)
+        spi::combine(errors)
     }
 
     async fn forget_flows(
@@ -325,34 +326,12 @@ impl Dataplane<Iptables> for IptablesDataplane {
         family: Family,
         filters: &[FlowFilter],
     ) -> Result<usize, CommitError> {
-        let mut by_port: HashMap<u16, Vec<&FlowFilter>> = HashMap::new();
-        for filter in filters {
-            by_port.entry(filter.port.get()).or_default().push(filter);
-        }
-        let is_stale = |flow: &ct::Flow| {
-            let Some(flow) = flow_of(flow) else { return false };
-            let filters = by_port.get(&flow.destination.port());
-            filters.is_some_and(|filters| filters.iter().any(|filter| filter.is_stale(&flow)))
-        };
-        let kernel = match family {
-            Family::V4 => CtFamily::Ipv4,
-            Family::V6 => CtFamily::Ipv6,
-        };
-        self.conntrack.delete_matching(kernel, is_stale).await.map_err(error::flow_error)
+        spi::forget_flows(&mut self.conntrack, family, filters, |_| true).await
     }
 
     fn batch_limit(&self) -> usize {
         (self.nft.max_batch_bytes() / OP_BYTES).clamp(1, BATCH_OPS)
     }
-}
-
-/// A flow as the core sees it, if it has ports.
-fn flow_of(flow: &ct::Flow) -> Option<proxier_core::conntrack::Flow> {
-    Some(proxier_core::conntrack::Flow {
-        protocol: crate::pack::protocol(flow.orig.protocol)?,
-        destination: (flow.orig.dst, flow.orig.dst_port()?).into(),
-        answered_by: (flow.reply.src, flow.reply.src_port()?).into(),
-    })
 }
 
 impl fmt::Debug for IptablesDataplane {

@@ -2,12 +2,10 @@
 
 use std::{borrow::Cow, collections::BTreeSet};
 
-use proxier_core::{
-    Family,
-    spi::{CommitError, ErrorKind},
-};
-use proxier_netlink::nft::{
-    ChainDump, Expr, NftError, NftSocket, RuleFilter, RuleRef, Transaction, Verdict,
+use proxier_core::{Family, spi::CommitError};
+use proxier_netlink::{
+    nft::{ChainDump, Expr, NftError, NftSocket, RuleFilter, RuleRef, Transaction, Verdict},
+    spi::read_error,
 };
 use tracing::debug;
 
@@ -15,7 +13,6 @@ use super::{
     IptablesDataplane,
     batch::{nft_family, our_chain},
     check_owner,
-    error::read_error,
 };
 use crate::{
     encode::{OBJECT_MARK, RULE_MARK},
@@ -206,28 +203,4 @@ fn jumps<'r>(rule: &RuleRef<'r>) -> impl Iterator<Item = Cow<'r, str>> {
         };
         Some(chain)
     })
-}
-
-/// One error for all.
-pub(super) fn combine(mut errors: Vec<(Family, CommitError)>) -> Result<(), CommitError> {
-    match errors.pop() {
-        None => Ok(()),
-        Some((_, only)) if errors.is_empty() => Err(only),
-        Some((family, last)) => {
-            let all: Vec<_> = errors.iter().chain([&(family, last)]).map(describe).collect();
-            let doing = all.join("; ");
-            let kind = errors.first().map_or(ErrorKind::Fatal, |(_, error)| error.kind());
-            Err(CommitError::Transport { doing, source: std::io::ErrorKind::Other.into(), kind })
-        }
-    }
-}
-
-fn describe((family, error): &(Family, CommitError)) -> String {
-    let mut text = format!("{family}: {error}");
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
 }

@@ -5,29 +5,29 @@ mod error;
 mod read;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::IpAddr,
 };
 
 use async_trait::async_trait;
 use proxier_core::{
-    ByFamily, Family, Protocol,
+    ByFamily, Family,
     conntrack::FlowFilter,
     ir::Pool,
     spi::{CommitError, Dataplane, ErrorKind},
 };
 use proxier_netlink::{
     NetNs, OpenError,
-    ct::{self, Conntrack, CtFamily},
+    ct::Conntrack,
     nft::{Element as NftElement, NftError, NftSocket, TableDump, Transaction},
+    spi::{self, read_error},
 };
 use tracing::{debug, trace};
 
 pub(crate) use self::batch::{Batch, Handles};
-pub(crate) use self::error::kind;
 use self::{
-    error::{combine, commit_error, flow_error, half_way, read_error},
+    error::{commit_error, half_way},
     read::Reader,
 };
 use crate::{
@@ -294,10 +294,10 @@ impl Dataplane<Nftables> for NftablesDataplane {
         let mut errors = Vec::new();
         for family in Family::ALL {
             if let Err(error) = self.wipe_family(family).await {
-                errors.push(error);
+                errors.push((family, error));
             }
         }
-        combine(errors)
+        spi::combine(errors)
     }
 
     async fn forget_flows(
@@ -305,37 +305,12 @@ impl Dataplane<Nftables> for NftablesDataplane {
         family: Family,
         filters: &[FlowFilter],
     ) -> Result<usize, CommitError> {
-        let mut by_port: HashMap<u16, Vec<&FlowFilter>> = HashMap::new();
-        for filter in filters {
-            by_port.entry(filter.port.get()).or_default().push(filter);
-        }
-        let is_stale = |flow: &ct::Flow| {
-            let Some(flow) = flow_of(flow) else { return false };
-            let filters = by_port.get(&flow.destination.port());
-            filters.is_some_and(|filters| filters.iter().any(|filter| filter.is_stale(&flow)))
-        };
-        let kernel = match family {
-            Family::V4 => CtFamily::Ipv4,
-            Family::V6 => CtFamily::Ipv6,
-        };
-        self.conntrack.delete_matching(kernel, is_stale).await.map_err(flow_error)
+        spi::forget_flows(&mut self.conntrack, family, filters, |_| true).await
     }
 
     fn batch_limit(&self) -> usize {
         (self.nft.max_batch_bytes() / OP_BYTES).clamp(1, BATCH_OPS)
     }
-}
-
-/// A flow as the core sees it, if it has ports.
-fn flow_of(flow: &ct::Flow) -> Option<proxier_core::conntrack::Flow> {
-    let protocol = [Protocol::Sctp, Protocol::Tcp, Protocol::Udp]
-        .into_iter()
-        .find(|protocol| protocol.number() == flow.orig.protocol)?;
-    Some(proxier_core::conntrack::Flow {
-        protocol,
-        destination: (flow.orig.dst, flow.orig.dst_port()?).into(),
-        answered_by: (flow.reply.src, flow.reply.src_port()?).into(),
-    })
 }
 
 impl fmt::Debug for NftablesDataplane {

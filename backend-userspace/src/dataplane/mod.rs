@@ -17,19 +17,20 @@ use std::{
 
 use async_trait::async_trait;
 use proxier_core::{
-    ByFamily, Family, FragmentId, Protocol,
+    ByFamily, Family, FragmentId,
     conntrack::FlowFilter,
     ir::{FrontendKey, Verdict},
     spi::{CommitError, Dataplane, ErrorKind},
 };
 use proxier_netlink::{
     NetNs,
-    ct::{self, Conntrack, CtFamily},
+    ct::{self, Conntrack},
     nft::{CtStatus, NftError, NftSocket, Transaction},
+    spi::{self, read_error},
 };
 use tracing::{debug, trace};
 
-use self::error::{commit_error, flow_error, read_error};
+use self::error::commit_error;
 pub(crate) use self::{batch::Batch, batch::nft_family, error::transport, routing::RouteSocket};
 use crate::{
     backend::{Op, Ports, Userspace},
@@ -387,16 +388,9 @@ impl Dataplane<Userspace> for UserspaceDataplane {
             .map(|it| it.lock().unwrap_or_else(PoisonError::into_inner).forget(filters))
             .sum();
         let Some(kernel) = &mut self.kernel else { return Ok(ended) };
-        let is_stale = |flow: &ct::Flow| {
-            flow.status.contains(CtStatus::DST_NAT)
-                && flow_of(flow).is_some_and(|flow| filters.iter().any(|it| it.is_stale(&flow)))
-        };
-        let kernel_family = match family {
-            Family::V4 => CtFamily::Ipv4,
-            Family::V6 => CtFamily::Ipv6,
-        };
-        let removed = kernel.conntrack.delete_matching(kernel_family, is_stale).await;
-        Ok(ended + removed.map_err(flow_error)?)
+        let translated = |flow: &ct::Flow| flow.status.contains(CtStatus::DST_NAT);
+        let conntrack = &mut kernel.conntrack;
+        Ok(ended + spi::forget_flows(conntrack, family, filters, translated).await?)
     }
 
     fn batch_limit(&self) -> usize {
@@ -405,16 +399,6 @@ impl Dataplane<Userspace> for UserspaceDataplane {
             None => BATCH_OPS,
         }
     }
-}
-
-/// A flow as the core sees it, if it has ports.
-fn flow_of(flow: &ct::Flow) -> Option<proxier_core::conntrack::Flow> {
-    (flow.orig.protocol == Protocol::Udp.number()).then_some(())?;
-    Some(proxier_core::conntrack::Flow {
-        protocol: Protocol::Udp,
-        destination: (flow.orig.dst, flow.orig.dst_port()?).into(),
-        answered_by: (flow.reply.src, flow.reply.src_port()?).into(),
-    })
 }
 
 impl fmt::Debug for UserspaceDataplane {

@@ -1,0 +1,168 @@
+//! What backends that speak netlink share towards the engine: errors in its terms, namespaces, and
+//! the removal of stale flows.
+
+use std::{collections::HashMap, io};
+
+use proxier_core::{
+    Family, OpenContext, Protocol,
+    conntrack::{Flow, FlowFilter},
+    spi::{CommitError, ErrorKind, Op},
+};
+
+use crate::{
+    NetNs,
+    ct::{self, Conntrack, CtError, CtFamily},
+    nft::{NftError, Refusal},
+};
+
+/// The namespace that a context names.
+#[must_use]
+pub fn netns(context: &OpenContext) -> NetNs {
+    context.netns.clone().map_or(NetNs::Current, NetNs::Path)
+}
+
+/// What to do about an error, in the engine's words.
+#[must_use]
+pub const fn kind(kind: crate::ErrorKind) -> ErrorKind {
+    use crate::ErrorKind as Ours;
+    match kind {
+        Ours::Conflict => ErrorKind::Conflict,
+        Ours::Fatal => ErrorKind::Fatal,
+        Ours::Permission => ErrorKind::Permission,
+        Ours::Retry => ErrorKind::Retry,
+        Ours::Unsupported => ErrorKind::Unsupported,
+    }
+}
+
+/// The error of sockets that could not be opened.
+#[must_use]
+pub fn open_error(error: crate::OpenError) -> CommitError {
+    let kind = kind(error.kind());
+    let doing = "opening netlink sockets".to_owned();
+    CommitError::Transport { doing, source: io::Error::other(error), kind }
+}
+
+/// The error of a refused message, by the operation whose index is the message's tag.
+#[must_use]
+pub fn refused<K: std::fmt::Display, V>(refusal: &Refusal, ops: &[Op<K, V>]) -> CommitError {
+    let (op, object) = locate(ops, refusal.tag);
+    CommitError::Refused {
+        op,
+        object: object.unwrap_or_else(|| refusal.object.clone()),
+        extack: hint(refusal),
+        errno: io::Error::from_raw_os_error(refusal.errno()),
+        kind: kind(refusal.kind()),
+    }
+}
+
+/// The operation that a tag is the index of, and its object.
+#[must_use]
+pub fn locate<K: std::fmt::Display, V>(
+    ops: &[Op<K, V>],
+    tag: Option<u32>,
+) -> (Option<usize>, Option<String>) {
+    let index = tag.and_then(|tag| usize::try_from(tag).ok());
+    let op = index.and_then(|index| ops.get(index));
+    (op.and(index), op.map(|op| op.key().to_string()))
+}
+
+/// What the kernel said beyond the errno.
+fn hint(refusal: &Refusal) -> String {
+    if let Some(missing) = &refusal.unsupported {
+        return format!("the kernel has no {missing}");
+    }
+    let text = refusal.ack.text().unwrap_or_default();
+    match &refusal.attribute {
+        Some(attribute) if text.is_empty() => format!("at {attribute}"),
+        Some(attribute) => format!("{text}, at {attribute}"),
+        None => text.to_owned(),
+    }
+}
+
+/// The error of something that changes nothing.
+#[must_use]
+pub fn read_error(error: NftError) -> CommitError {
+    let kind = kind(error.kind());
+    CommitError::Transport { doing: error.to_string(), source: error.into_io_error(), kind }
+}
+
+/// One error for those of several families.
+///
+/// # Errors
+/// There are any.
+pub fn combine(mut errors: Vec<(Family, CommitError)>) -> Result<(), CommitError> {
+    match errors.pop() {
+        None => Ok(()),
+        Some((_, only)) if errors.is_empty() => Err(only),
+        Some(last) => {
+            errors.push(last);
+            let doing = errors.iter().map(describe).collect::<Vec<_>>().join("; ");
+            let kind = errors.first().map_or(ErrorKind::Fatal, |(_, error)| error.kind());
+            Err(CommitError::Transport { doing, source: io::ErrorKind::Other.into(), kind })
+        }
+    }
+}
+
+/// A family's error with its causes.
+fn describe((family, error): &(Family, CommitError)) -> String {
+    let mut text = format!("{family}: {error}");
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
+}
+
+/// Removes the flows that any of the filters calls stale, and that `ours` admits; returns how many.
+///
+/// # Errors
+/// The flows could not be listed or removed.
+///
+/// # Cancel safety
+/// Safe to drop and to call again.
+pub async fn forget_flows(
+    conntrack: &mut Conntrack,
+    family: Family,
+    filters: &[FlowFilter],
+    ours: impl Fn(&ct::Flow) -> bool,
+) -> Result<usize, CommitError> {
+    let mut by_port: HashMap<u16, Vec<&FlowFilter>> = HashMap::new();
+    for filter in filters {
+        by_port.entry(filter.port.get()).or_default().push(filter);
+    }
+    let is_stale = |flow: &ct::Flow| {
+        let Some(seen) = flow_of(flow).filter(|_| ours(flow)) else { return false };
+        let filters = by_port.get(&seen.destination.port());
+        filters.is_some_and(|filters| filters.iter().any(|filter| filter.is_stale(&seen)))
+    };
+    let kernel = match family {
+        Family::V4 => CtFamily::Ipv4,
+        Family::V6 => CtFamily::Ipv6,
+    };
+    conntrack.delete_matching(kernel, is_stale).await.map_err(flow_error)
+}
+
+/// A flow as the core sees it, if it has ports.
+fn flow_of(flow: &ct::Flow) -> Option<Flow> {
+    let protocol = [Protocol::Sctp, Protocol::Tcp, Protocol::Udp]
+        .into_iter()
+        .find(|protocol| protocol.number() == flow.orig.protocol)?;
+    Some(Flow {
+        protocol,
+        destination: (flow.orig.dst, flow.orig.dst_port()?).into(),
+        answered_by: (flow.reply.src, flow.reply.src_port()?).into(),
+    })
+}
+
+/// The error of listing or removing flows.
+fn flow_error(error: CtError) -> CommitError {
+    let (doing, kind) = (error.to_string(), kind(error.kind()));
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the others are about unreadable answers")]
+    let source = match error {
+        CtError::Kernel { errno, .. } | CtError::Io { errno, .. } => errno,
+        CtError::Interrupted { .. } => io::ErrorKind::Interrupted.into(),
+        _ => io::ErrorKind::InvalidData.into(),
+    };
+    CommitError::Transport { doing, source, kind }
+}
