@@ -27,6 +27,12 @@ impl<'a> Message<'a> {
         let (head, attrs) = self.payload.split_at_checked(4)?;
         Some((*head.first()?, Attrs(attrs)))
     }
+
+    /// The command of the `genlmsghdr`, and the attributes behind it.
+    pub(crate) fn generic(&self) -> Option<(u8, Attrs<'a>)> {
+        // The two headers have the same size and the interesting byte in front.
+        self.nfnl()
+    }
 }
 
 /// Iterator over the messages of a datagram.
@@ -128,6 +134,14 @@ impl<'a, const N: usize> Table<'a, N> {
         self.raw(kind)?.first().copied()
     }
 
+    pub(crate) fn ne16(&self, kind: u16) -> Option<u16> {
+        ne16(self.raw(kind)?)
+    }
+
+    pub(crate) fn ne32(&self, kind: u16) -> Option<u32> {
+        ne32(self.raw(kind)?)
+    }
+
     pub(crate) fn be32(&self, kind: u16) -> Option<u32> {
         be32(self.raw(kind)?)
     }
@@ -166,6 +180,10 @@ pub(crate) fn ne16(bytes: &[u8]) -> Option<u16> {
 
 pub(crate) fn ne32(bytes: &[u8]) -> Option<u32> {
     Some(u32::from_ne_bytes(*bytes.first_chunk()?))
+}
+
+pub(crate) fn ne64(bytes: &[u8]) -> Option<u64> {
+    Some(u64::from_ne_bytes(*bytes.first_chunk()?))
 }
 
 fn align(len: usize) -> usize {

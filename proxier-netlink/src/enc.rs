@@ -6,7 +6,7 @@
 
 /// Bytes of `struct nlmsghdr`.
 pub(crate) const MSG_HEADER: usize = 16;
-/// Bytes of `struct nlmsghdr` and the `struct nfgenmsg` behind it.
+/// Bytes of `struct nlmsghdr` and the `struct nfgenmsg` (or `struct genlmsghdr`) behind it.
 pub(crate) const NFNL_HEADER: usize = MSG_HEADER + 4;
 /// Bytes of `struct nlattr`.
 pub(crate) const ATTR_HEADER: usize = 4;
@@ -48,16 +48,29 @@ impl Writer {
         family: u8,
         res_id: u16,
     ) -> Mark {
+        let [high, low] = res_id.to_be_bytes();
+        self.open(kind, flags, seq, [family, VERSION, high, low])
+    }
+
+    /// Opens a message of generic netlink with its `nlmsghdr` and `genlmsghdr`.
+    pub(crate) fn generic(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        seq: u32,
+        command: u8,
+        version: u8,
+    ) -> Mark {
+        self.open(kind, flags, seq, [command, version, 0, 0])
+    }
+
+    fn open(&mut self, kind: u16, flags: u16, seq: u32, extra: [u8; 4]) -> Mark {
         let start = self.buf.len();
         let mut head = [0_u8; NFNL_HEADER];
-        let (k, f, s, r) =
-            (kind.to_ne_bytes(), flags.to_ne_bytes(), seq.to_ne_bytes(), res_id.to_be_bytes());
-        head[4..6].copy_from_slice(&k);
-        head[6..8].copy_from_slice(&f);
-        head[8..12].copy_from_slice(&s);
-        head[16] = family;
-        head[17] = VERSION;
-        head[18..20].copy_from_slice(&r);
+        head[4..6].copy_from_slice(&kind.to_ne_bytes());
+        head[6..8].copy_from_slice(&flags.to_ne_bytes());
+        head[8..12].copy_from_slice(&seq.to_ne_bytes());
+        head[16..20].copy_from_slice(&extra);
         self.buf.extend_from_slice(&head);
         Mark(start)
     }
@@ -93,6 +106,14 @@ impl Writer {
         let k = kind.to_ne_bytes();
         let l = 5_u16.to_ne_bytes();
         self.buf.extend_from_slice(&[l[0], l[1], k[0], k[1], value, 0, 0, 0]);
+    }
+
+    pub(crate) fn ne16(&mut self, kind: u16, value: u16) {
+        self.bytes(kind, &value.to_ne_bytes());
+    }
+
+    pub(crate) fn ne32(&mut self, kind: u16, value: u32) {
+        self.bytes(kind, &value.to_ne_bytes());
     }
 
     pub(crate) fn be16(&mut self, kind: u16, value: u16) {

@@ -1,4 +1,4 @@
-//! Netlink sockets, nf_tables transactions and conntrack for proxier's backends.
+//! Netlink sockets, nf_tables transactions, conntrack and IPVS for proxier's backends.
 //!
 //! What it does not do: decide anything. It has no notion of Services, plans or retries beyond a
 //! lost race ([`spi`] alone knows the engine, to say in its terms what went wrong); it encodes what it is told, sends it, and says precisely what the kernel answered.
@@ -40,7 +40,7 @@
 //! Opening a socket needs none; everything else needs CAP_NET_ADMIN in the user namespace of the
 //! network namespace. Entering another network namespace also needs CAP_SYS_ADMIN in one's own user
 //! namespace. The kernel needs `nf_tables`, for conntrack `nf_conntrack_netlink`, and for
-//! [`ExprWriter::xt_match`](nft::ExprWriter::xt_match) and its like `nft_compat`.
+//! [`ExprWriter::xt_match`](nft::ExprWriter::xt_match) and its like `nft_compat`, for [`ipvs`] `ip_vs`.
 //!
 //! # Tests
 //!
@@ -60,6 +60,7 @@ mod batch;
 pub mod ct;
 mod dec;
 mod enc;
+pub mod ipvs;
 mod netns;
 mod nfnl_listen;
 pub mod nft;

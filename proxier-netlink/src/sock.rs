@@ -9,9 +9,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::io::Errno;
-use rustix::net::netlink::{NETFILTER, SocketAddrNetlink};
+use rustix::net::netlink::{GENERIC, NETFILTER, SocketAddrNetlink};
 use rustix::net::{
-    AddressFamily, RecvFlags, SendAncillaryBuffer, SendFlags, SocketFlags, SocketType, sockopt,
+    AddressFamily, Protocol, RecvFlags, SendAncillaryBuffer, SendFlags, SocketFlags, SocketType,
+    sockopt,
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -54,7 +55,7 @@ pub enum OpenError {
     #[error("cannot open a netlink socket outside a tokio runtime")]
     NoRuntime,
     /// The kernel refused to make or set up the socket.
-    #[error("cannot {doing} a netfilter netlink socket in {netns}{}", needs(errno))]
+    #[error("cannot {doing} a netlink socket in {netns}{}", needs(errno))]
     Socket {
         /// The step that failed.
         doing: &'static str,
@@ -132,6 +133,15 @@ pub(crate) struct Socket {
 impl Socket {
     /// Opens a socket in a namespace; `groups` is the mask of multicast groups to join.
     pub(crate) fn open(netns: &NetNs, groups: u32) -> Result<Self, OpenError> {
+        Self::open_protocol(netns, NETFILTER, groups)
+    }
+
+    /// Opens a socket of generic netlink in a namespace.
+    pub(crate) fn open_generic(netns: &NetNs) -> Result<Self, OpenError> {
+        Self::open_protocol(netns, GENERIC, 0)
+    }
+
+    fn open_protocol(netns: &NetNs, protocol: Protocol, groups: u32) -> Result<Self, OpenError> {
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(OpenError::NoRuntime);
         }
@@ -147,7 +157,7 @@ impl Socket {
                 AddressFamily::NETLINK,
                 SocketType::RAW,
                 SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-                Some(NETFILTER),
+                Some(protocol),
             )
         };
         let fd = match netns {
