@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use proxier_core::{
-    Capabilities, Family, Mode,
-    ir::{Fragment, NodeView},
+    Capabilities, Family, Mode, Spreading,
+    ir::{Balance, Fragment, NodeView},
     spi::{Backend, Objects, PlanError, Stage},
 };
 
@@ -38,6 +38,7 @@ impl Iptables {
         let capabilities = Capabilities {
             mode: Mode::Iptables,
             atomic: true,
+            spreading: Spreading { balance: &[Balance::Random], weights: false, counters: false },
             limits: vec![
                 "A new connection is compared with every service address before its own, one by one.",
                 "Adding a rule makes the kernel check all chains that packets can reach, once a batch: \

@@ -20,8 +20,8 @@ use common::*;
 use proxier_core::{
     Change, Family, FragmentId, ObjectName, Protocol, Proxier, Revision, Update,
     ir::{
-        Fragment, Frontend, FrontendKey, FrontendKind, Member, NodeView, Pool, Snat, Verdict,
-        Verdicts, WayIn,
+        Balance, Fragment, Frontend, FrontendKey, FrontendKind, Member, NodeView, Pool, Snat,
+        Verdict, Verdicts, WayIn,
     },
     spi::{Backend, Dataplane, Objects},
 };
@@ -47,7 +47,7 @@ fn fragment(index: u16, generation: u8) -> Arc<Fragment> {
     };
     let cluster = (0..ENDPOINTS).map(|n| {
         let addr = (Ipv4Addr::new(10, 128 + generation * ENDPOINTS + n, high, low), 8080);
-        Member { addr: addr.into(), local: n == 0 }
+        Member::new(addr.into(), n == 0)
     });
     Arc::new(Fragment {
         id,
@@ -60,6 +60,9 @@ fn fragment(index: u16, generation: u8) -> Arc<Fragment> {
         cluster: cluster.collect(),
         local: Vec::new(),
         affinity: None,
+        balance: Balance::Default,
+        scheduler: None,
+        counters: false,
         health_check_node_port: None,
         serving: Vec::new(),
     })

@@ -19,8 +19,8 @@ use proxier_backend_nftables::{Config, engine};
 use proxier_core::{
     Change, Family, FragmentId, ObjectName, Protocol, Proxier, Revision, Update,
     ir::{
-        Detector, FamilyView, Fragment, Frontend, FrontendKey, FrontendKind, Member, NodeView,
-        Pool, Snat, Verdict, Verdicts, WayIn,
+        Balance, Detector, FamilyView, Fragment, Frontend, FrontendKey, FrontendKind, Member,
+        NodeView, Pool, Snat, Verdict, Verdicts, WayIn,
     },
     spi::Dataplane,
 };
@@ -42,7 +42,7 @@ fn fragment(index: u32, endpoints: u32, first: u32) -> Arc<Fragment> {
     let ip: IpAddr = Ipv4Addr::from_bits(0x0a60_0000 + index).into();
     let cluster = (first..first + endpoints).map(|number| {
         let ip = Ipv4Addr::from_bits(0x0a80_0000 + index * 16 + number);
-        Member { addr: (ip, 8080).into(), local: number == 0 }
+        Member::new((ip, 8080).into(), number == 0)
     });
     Arc::new(Fragment {
         id: FragmentId {
@@ -64,6 +64,9 @@ fn fragment(index: u32, endpoints: u32, first: u32) -> Arc<Fragment> {
         cluster: cluster.collect(),
         local: Vec::new(),
         affinity: None,
+        balance: Balance::Default,
+        scheduler: None,
+        counters: false,
         health_check_node_port: None,
         serving: Vec::new(),
     })

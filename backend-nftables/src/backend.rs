@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use proxier_core::{
-    Capabilities, Family, Mode,
-    ir::{Fragment, NodeView, Pool},
+    Capabilities, Family, Mode, Spreading,
+    ir::{Balance, Fragment, NodeView, Pool},
     spi::{Backend, Objects, PlanError, Stage},
 };
 
@@ -36,6 +36,7 @@ impl Nftables {
         let capabilities = Capabilities {
             mode: Mode::Nftables,
             atomic: true,
+            spreading: Spreading { balance: &[Balance::Random], weights: false, counters: false },
             limits: vec![
                 "A new connection is looked up in one set for each number of endpoints that some \
                  Service has, until one holds its address and port.",

@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use ipnet::IpNet;
 use proxier_core::{
-    ByFamily, Capabilities, Family, Mode, Protocol,
-    ir::{Fragment, Frontend, NodeView, Origin, Verdict},
+    ByFamily, Capabilities, Family, Mode, Protocol, Spreading,
+    ir::{Balance, Fragment, Frontend, NodeView, Origin, Verdict},
     spi::{Backend, Objects, PlanError, Stage},
 };
 
@@ -83,7 +83,16 @@ impl Userspace {
                  address of the node.",
             );
         }
-        let capabilities = Capabilities { mode: Mode::Userspace, atomic: true, limits };
+        let capabilities = Capabilities {
+            mode: Mode::Userspace,
+            atomic: true,
+            spreading: Spreading {
+                balance: &[Balance::RoundRobin],
+                weights: false,
+                counters: false,
+            },
+            limits,
+        };
         Ok(Self { capture, ports, capabilities })
     }
 }

@@ -275,7 +275,7 @@ mod tests {
     }
 
     fn service(members: &[u8], affinity: Option<u32>) -> Arc<Service> {
-        let cluster = members.iter().map(|it| Member { addr: addr(*it), local: false }).collect();
+        let cluster = members.iter().map(|it| Member::new(addr(*it), false)).collect();
         let affinity = affinity.and_then(std::num::NonZeroU32::new);
         Arc::new(Service { cluster, local: Vec::new(), affinity })
     }

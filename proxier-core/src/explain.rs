@@ -4,12 +4,12 @@
 //! endpoints were left out, and why. Nothing is read from the kernel. O(log n) in the number of
 //! Services, O(endpoints) of the one that the packet meets.
 
-use std::{fmt, net::SocketAddr, sync::Arc};
+use std::{fmt, net::SocketAddr, num::NonZeroU16, sync::Arc};
 
 use serde::Serialize;
 
 use crate::{
-    ir::{Detector, FrontendKind, Origin, Pool, SourceFilter},
+    ir::{Balance, Detector, Fragment, FrontendKind, Origin, Pool, SourceFilter},
     model::{PortView, Store},
     name::Family,
     proxier::{PlannedOp, Proxier},
@@ -37,6 +37,10 @@ pub struct Explanation {
     pub sources: Option<SourceFilter>,
     /// The policy that decided.
     pub policy: Option<String>,
+    /// How connections are spread over the pool.
+    pub balance: Balance,
+    /// The weights of the endpoints in the pool, where they differ.
+    pub weights: Vec<(SocketAddr, NonZeroU16)>,
     /// Every endpoint of the Service port that does not get the packet.
     pub left_out: Vec<LeftOut>,
     /// Why the source address changes, or why not (an endpoint that talks to itself apart); empty
@@ -74,6 +78,8 @@ pub fn explain(
         reasons: reasons.iter().map(ToString::to_string).collect(),
         sources: None,
         policy: None,
+        balance: Balance::Default,
+        weights: Vec::new(),
         left_out: Vec::new(),
         masquerade: String::new(),
         kernel: Vec::new(),
@@ -84,8 +90,10 @@ pub fn explain(
     if let Some(proxier) = proxier {
         explanation.kernel = proxier.objects(&matched.id);
     }
-    if let Some((_, frontend)) = store.frontend(&matched.key) {
+    if let Some((fragment, frontend)) = store.frontend(&matched.key) {
         explanation.sources.clone_from(&frontend.sources);
+        explanation.balance = fragment.balance;
+        explanation.weights = weights(fragment, &explanation.outcome);
     }
     let service = store.service(&matched.id.service);
     let view = service.and_then(|service| {
@@ -106,6 +114,16 @@ pub fn explain(
     }
     explanation.matched = Some(matched);
     explanation
+}
+
+/// The weights of those who may get the packet, where they differ.
+fn weights(fragment: &Fragment, outcome: &Outcome) -> Vec<(SocketAddr, NonZeroU16)> {
+    let Outcome::Forward { to } = outcome else { return Vec::new() };
+    let members = fragment.reachable();
+    let mut weights: Vec<_> = members.iter().map(|member| (member.addr, member.weight)).collect();
+    weights.retain(|(addr, _)| to.iter().any(|target| target.addr == *addr));
+    let differ = weights.windows(2).any(|pair| matches!(pair, [(_, a), (_, b)] if a != b));
+    if differ { weights } else { Vec::new() }
 }
 
 /// How the origin of a packet was told.
@@ -165,7 +183,9 @@ fn left_out(
     let others = candidates.iter().filter(|it| !is_used(it));
     let (node, zone) = (&*store.env().name, &*store.env().zone);
     let why = |it: &Candidate<'_>| {
-        if local_only && !it.local {
+        if it.weight == 0 {
+            "its weight is 0".to_owned()
+        } else if local_only && !it.local {
             "not on this node".to_owned()
         } else if it.ready {
             excluded_by_hint(&candidates, it, node, zone)
@@ -188,7 +208,7 @@ fn excluded_by_hint(
     node: &str,
     zone: &str,
 ) -> String {
-    let ready = || candidates.iter().filter(|it| it.ready);
+    let ready = || candidates.iter().filter(|it| it.ready && it.weight > 0);
     let names = |hints: &[Arc<str>], name: &str| hints.iter().any(|hint| **hint == *name);
     let list = |hints: &[Arc<str>]| hints.join(", ");
     let by_node =
@@ -246,9 +266,14 @@ impl fmt::Display for Explanation {
             write!(f, "pool      {} of {}:", to.len(), to.len() + self.left_out.len())?;
             for target in to {
                 write!(f, " {target}{}", if target.local { "*" } else { "" })?;
+                let weight = self.weights.iter().find(|(addr, _)| *addr == target.addr);
+                weight.map_or(Ok(()), |(_, weight)| write!(f, " x{weight}"))?;
             }
             let has_local = to.iter().any(|target| target.local);
             writeln!(f, "{}", if has_local { "      (* on this node)" } else { "" })?;
+        }
+        if self.balance != Balance::Default && matches!(self.outcome, Outcome::Forward { .. }) {
+            writeln!(f, "balance   {}", self.balance)?;
         }
         if !self.left_out.is_empty() {
             let each = self.left_out.iter().map(|it| format!("{} {}", it.addr, it.why));
@@ -366,5 +391,50 @@ mod tests {
         let stray = text(&packet("192.0.2.1", "10.97.0.21:81"));
         assert!(stray.contains("matched   no frontend\n"), "{stray}");
         assert!(stray.contains("outcome   rejected"), "{stray}");
+    }
+
+    #[test]
+    fn weights_are_shown_where_they_differ() {
+        let mut store = store();
+        let mut service = api::Service::default();
+        (service.metadata.namespace, service.metadata.name) = ("shop".into(), "cart".into());
+        service.spec.cluster_ip = "10.97.0.21".into();
+        service.spec.ports = vec![api::ServicePort { port: 80, ..api::ServicePort::default() }];
+        let annotations = [
+            ("proxier.dev/endpoint-weights", "10.61.4.21=3, 10.61.4.22=0"),
+            ("proxier.dev/balance", "source-hash"),
+        ];
+        service.metadata.annotations =
+            annotations.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        store.apply(Event::Services(Service::read(&service).value.into_iter().collect()));
+        let mut slice = api::EndpointSlice { address_type: "IPv4".into(), ..Default::default() };
+        (slice.metadata.namespace, slice.metadata.name) = ("shop".into(), "cart-1".into());
+        slice.metadata.labels.insert("kubernetes.io/service-name".into(), "cart".into());
+        slice.metadata.annotations.insert("proxier.dev/weight".into(), "2".into());
+        slice.ports = vec![api::EndpointPort {
+            name: Some(String::new()),
+            port: Some(8080),
+            ..Default::default()
+        }];
+        slice.endpoints = ["10.61.3.21", "10.61.4.21", "10.61.4.22"]
+            .map(|ip| api::Endpoint { addresses: vec![ip.into()], ..Default::default() })
+            .into();
+        let slices = EndpointSlice::read(&slice).value.into_iter().collect();
+        store.apply(Event::EndpointSlices(slices));
+        let Some(_) = store.take() else { panic!("nothing to do") };
+        let packet = Packet {
+            source: "192.0.2.1".parse().unwrap(),
+            input: Some("eth0".into()),
+            destination: "10.97.0.21:80".parse().unwrap(),
+            protocol: crate::Protocol::Tcp,
+        };
+        let text = explain(&store, &Traits::of(Mode::Nftables), &packet, None).to_string();
+        for part in [
+            "pool      2 of 3: 10.61.3.21:8080 (masqueraded) x2 10.61.4.21:8080 (masqueraded) x3\n",
+            "balance   source-hash\n",
+            "left out  10.61.4.22:8080 its weight is 0\n",
+        ] {
+            assert!(text.contains(part), "{part} in\n{text}");
+        }
     }
 }

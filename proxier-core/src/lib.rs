@@ -50,6 +50,6 @@ pub mod testing;
 pub use factory::{BackendFactory, OpenContext, OpenError, Suitability};
 pub use name::{ByFamily, Family, FragmentId, ObjectName, Protocol};
 pub use proxier::{
-    Capabilities, Change, Degraded, Mode, OpCount, PlanSummary, PlannedOp, Proxier, Revision,
-    Status, SyncError, SyncReport, Totals, UnknownMode, Update, Verb,
+    Capabilities, Change, Count, Counter, Degraded, Mode, OpCount, PlanSummary, PlannedOp, Proxier,
+    Revision, Spreading, Status, SyncError, SyncReport, Totals, UnknownMode, Update, Verb,
 };

@@ -73,7 +73,13 @@ pub fn lower(
         .collect();
     let members = |indices: Option<Vec<usize>>| {
         let picked = indices.into_iter().flatten().filter_map(|index| candidates.get(index));
-        picked.map(|it| Member { addr: it.addr, local: it.local }).collect()
+        let member = |it: &Candidate<'_>| Member {
+            addr: it.addr,
+            local: it.local,
+            // Nobody of weight 0 is selected.
+            weight: NonZeroU16::new(it.weight).unwrap_or(NonZeroU16::MIN),
+        };
+        picked.map(member).collect()
     };
     let serving = candidates.iter().filter(|it| it.serving).map(|it| it.addr);
     Fragment {
@@ -82,6 +88,9 @@ pub fn lower(
         cluster: members(selection.cluster),
         local: members(selection.local),
         affinity: view.affinity(),
+        balance: view.service.balance(),
+        scheduler: view.service.scheduler().map(Arc::clone),
+        counters: view.service.counters(),
         health_check_node_port: view.health_check_node_port(),
         serving: if view.port.protocol == Protocol::Udp { serving.collect() } else { Vec::new() },
     }

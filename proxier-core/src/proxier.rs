@@ -1,12 +1,12 @@
 //! The face of every backend: what embedders hold.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{fmt, net::SocketAddr, str::FromStr, sync::Arc};
 
 use async_trait::async_trait;
 use serde::Serialize;
 
 use crate::{
-    ir::{Fragment, NodeView},
+    ir::{Balance, Fragment, NodeView},
     name::{ByFamily, Family, FragmentId},
     spi::{CommitError, ErrorKind, PlanError},
 };
@@ -142,8 +142,79 @@ pub struct Capabilities {
     pub mode: Mode,
     /// A batch takes effect as a whole or not at all.
     pub atomic: bool,
+    /// How it can spread connections.
+    pub spreading: Spreading,
     /// Documented limits, one sentence each, for people.
     pub limits: Vec<&'static str>,
+}
+
+/// How a backend can spread connections over a pool, beyond its own way.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
+pub struct Spreading {
+    /// The ways it knows; [`Balance::Default`] is understood.
+    pub balance: &'static [Balance],
+    /// Members may have unequal weights.
+    pub weights: bool,
+    /// It counts the connections of fragments that ask for it.
+    pub counters: bool,
+}
+
+impl Spreading {
+    /// Why a fragment cannot have what it asks for, if it cannot.
+    #[must_use]
+    pub fn problem(&self, fragment: &Fragment) -> Option<String> {
+        let balance = fragment.balance;
+        if balance != Balance::Default && !self.balance.contains(&balance) {
+            Some(format!("connections cannot be spread {balance}"))
+        } else if !self.weights && fragment.is_weighted() {
+            Some("endpoints cannot have different weights".to_owned())
+        } else if !self.counters && fragment.counters {
+            Some("connections cannot be counted".to_owned())
+        } else {
+            None
+        }
+    }
+}
+
+/// What was counted of a fragment, since it was first programmed with counters.
+///
+/// Counters start again when the kernel's objects are made anew; they never go back otherwise. `None`
+/// for what the mode does not count.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+pub struct Counter {
+    /// The Service port.
+    pub id: FragmentId,
+    /// The endpoint; `None` for the Service port as a whole.
+    pub endpoint: Option<SocketAddr>,
+    /// What was counted.
+    pub count: Count,
+}
+
+/// Numbers of one counter.
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+pub struct Count {
+    /// Connections made, or flows.
+    pub connections: Option<u64>,
+    /// Packets, both ways.
+    pub packets: Option<u64>,
+    /// Bytes, both ways.
+    pub bytes: Option<u64>,
+}
+
+impl Count {
+    /// The sum; what either side does not count is taken from the other.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        let sum = |a: Option<u64>, b: Option<u64>| match (a, b) {
+            (Some(a), Some(b)) => Some(a.saturating_add(b)),
+            (one, None) | (None, one) => one,
+        };
+        Self {
+            connections: sum(self.connections, other.connections),
+            packets: sum(self.packets, other.packets),
+            bytes: sum(self.bytes, other.bytes),
+        }
+    }
 }
 
 /// Programs one node with Services, by whatever means.
@@ -204,6 +275,24 @@ pub trait Proxier: Send {
     /// The kernel objects that a fragment has, as far as this proxier believes, in the order in
     /// which they would be made; none when it is not programmed. O(objects of the fragment).
     fn objects(&self, id: &FragmentId) -> Vec<PlannedOp>;
+
+    /// What was counted of the fragments that ask for it ([`Fragment::counters`]): first for the
+    /// Service port, then for each endpoint the mode counts by. O(what the mode counts).
+    ///
+    /// # Errors
+    /// The counters could not be read.
+    ///
+    /// # Cancel safety
+    /// Safe to drop and to call again.
+    async fn counters(&mut self) -> Result<Vec<Counter>, SyncError>;
+
+    /// Resolves when somebody else changed what this proxier programmed, as far as the mode can
+    /// notice: an [`audit`](Self::audit) will repair it. Costs nothing while it waits; never resolves
+    /// in modes that are not told of such changes.
+    ///
+    /// # Cancel safety
+    /// Safe to drop; what has not been returned is returned next time.
+    async fn foreign_change(&mut self);
 
     /// Where things stand. O(degraded).
     fn status(&self) -> Status;

@@ -18,6 +18,8 @@ pub struct Candidate<'a> {
     pub serving: bool,
     /// About to go.
     pub terminating: bool,
+    /// Its share of new connections, relative to the others'; 0 for none.
+    pub weight: u16,
     /// Zones that should use it.
     pub zone_hints: &'a [Arc<str>],
     /// Nodes that should use it.
@@ -58,7 +60,7 @@ impl Selection {
 
 /// Selects among `candidates` for the node `node` in zone `zone` (each empty when unknown).
 ///
-/// O(candidates).
+/// Candidates of weight 0 count as if they were not there. O(candidates).
 #[must_use]
 pub fn select(candidates: &[Candidate<'_>], wanted: Wanted, node: &str, zone: &str) -> Selection {
     if candidates.is_empty() {
@@ -73,7 +75,7 @@ pub fn select(candidates: &[Candidate<'_>], wanted: Wanted, node: &str, zone: &s
     }
     if wanted.local {
         let local = pick(candidates, |it| it.local, |it| it.local);
-        selection.has_any |= candidates.iter().any(|it| it.ready || fading(it));
+        selection.has_any |= candidates.iter().any(|it| it.weight > 0 && (it.ready || fading(it)));
         selection.local = Some(local);
     }
     selection
@@ -91,7 +93,7 @@ fn pick(
     may_fall_back: impl Fn(&Candidate<'_>) -> bool,
 ) -> Vec<usize> {
     let indices = |keep: &dyn Fn(&Candidate<'_>) -> bool| -> Vec<usize> {
-        let kept = candidates.iter().enumerate().filter(|(_, it)| keep(it));
+        let kept = candidates.iter().enumerate().filter(|(_, it)| it.weight > 0 && keep(it));
         kept.map(|(index, _)| index).collect()
     };
     let ready = indices(&|it| it.ready && permits(it));
@@ -109,7 +111,7 @@ impl<'a> Topology<'a> {
     // K8S: KEP-2433 and KEP-4444: hints count only when every ready endpoint has them and one of
     // them is for us; the mode is chosen once, without a second fallback.
     fn of(candidates: &[Candidate<'_>], node: &'a str, zone: &'a str) -> Self {
-        let ready = || candidates.iter().filter(|it| it.ready);
+        let ready = || candidates.iter().filter(|it| it.ready && it.weight > 0);
         let usable = |hints: for<'c> fn(&Candidate<'c>) -> &'c [Arc<str>], name: &str| {
             !name.is_empty()
                 && ready().all(|it| !hints(it).is_empty())

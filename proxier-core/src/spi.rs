@@ -14,7 +14,7 @@ use crate::{
     conntrack::FlowFilter,
     ir::{Fragment, NodeView},
     name::{Family, FragmentId},
-    proxier::{Capabilities, Verb},
+    proxier::{Capabilities, Count, Counter, Verb},
 };
 
 /// The pure half of a backend: which kernel objects a fragment needs.
@@ -53,6 +53,19 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Recovers the memo of a fragment from what the kernel holds, after a restart.
     fn recall(&self, fragment: &Fragment, dumped: &BTreeMap<Self::Key, Self::Value>) -> Self::Memo;
+
+    /// What was counted of an installed fragment that asks for it, from what
+    /// [`Dataplane::read_counters`] read. Nothing unless the mode counts.
+    fn counters(
+        &self,
+        node: &NodeView,
+        fragment: &Fragment,
+        memo: &Self::Memo,
+        read: &BTreeMap<Self::Key, Count>,
+    ) -> Vec<Counter> {
+        let (_, _, _, _) = (node, fragment, memo, read);
+        Vec::new()
+    }
 
     /// When an object is to be created: before those of later stages, and to be removed after them.
     fn stage(&self, key: &Self::Key) -> Stage;
@@ -185,6 +198,30 @@ pub trait Dataplane<B: Backend>: Send {
         family: Family,
         filters: &[FlowFilter],
     ) -> Result<usize, CommitError>;
+
+    /// Reads the counters of a family, by object. Nothing unless the mode counts.
+    ///
+    /// # Errors
+    /// They could not be read.
+    ///
+    /// # Cancel safety
+    /// Safe to drop and to call again.
+    async fn read_counters(
+        &mut self,
+        family: Family,
+    ) -> Result<BTreeMap<B::Key, Count>, CommitError> {
+        let _ = family;
+        Ok(BTreeMap::new())
+    }
+
+    /// Resolves when somebody else changed objects of ours; never, where nobody tells. Changes made
+    /// through this data path do not count.
+    ///
+    /// # Cancel safety
+    /// Safe to drop; what has not been returned is returned next time.
+    async fn foreign_change(&mut self) {
+        std::future::pending().await
+    }
 
     /// The most operations worth sending at once. More are split along fragments.
     fn batch_limit(&self) -> usize;

@@ -107,7 +107,7 @@ proptest! {
     #[test]
     fn any_history_ends_where_a_fresh_start_would(
         env in generate::node(),
-        bursts in vec(generate::burst(), 1..24),
+        bursts in vec(generate::tuned_burst(), 1..24),
         atomic: bool,
     ) {
         let mut store = empty_store(env.clone());
@@ -130,7 +130,7 @@ proptest! {
     #[test]
     fn a_change_visits_only_its_fragments(
         env in generate::node(),
-        bursts in vec(generate::burst(), 1..16),
+        bursts in vec(generate::tuned_burst(), 1..16),
     ) {
         let mut store = empty_store(env);
         let mut engine = toys(true, usize::MAX);
@@ -152,7 +152,7 @@ proptest! {
     #[test]
     fn plans_are_deterministic_and_sync_does_what_plan_says(
         env in generate::node(),
-        bursts in vec(generate::burst(), 1..12),
+        bursts in vec(generate::tuned_burst(), 1..12),
     ) {
         let mut stores = [empty_store(env.clone()), empty_store(env)];
         let mut engines = [toys(true, usize::MAX), toys(true, usize::MAX)];
@@ -170,8 +170,8 @@ proptest! {
     #[test]
     fn disjoint_changes_commute(
         env in generate::node(),
-        base in vec(generate::burst(), 1..8),
-        burst in generate::burst(),
+        base in vec(generate::tuned_burst(), 1..8),
+        burst in generate::tuned_burst(),
     ) {
         let mut store = empty_store(env);
         let mut engines = [toys(true, LIMIT), toys(true, LIMIT)];
@@ -208,7 +208,7 @@ proptest! {
     #[test]
     fn any_fault_is_repaired_without_a_flush(
         env in generate::node(),
-        bursts in vec(generate::burst(), 1..12),
+        bursts in vec(generate::tuned_burst(), 1..12),
         faults in vec(prop::option::weighted(0.3, 0_u8..4), 24),
         atomic: bool,
     ) {
@@ -240,7 +240,7 @@ proptest! {
     #[test]
     fn a_restart_with_nothing_new_writes_nothing(
         env in generate::node(),
-        bursts in vec(generate::burst(), 1..12),
+        bursts in vec(generate::tuned_burst(), 1..12),
     ) {
         let mut store = empty_store(env);
         let mut engine = toys(true, LIMIT);
@@ -261,7 +261,7 @@ proptest! {
     #[test]
     fn a_refused_fragment_does_not_disturb_others(
         env in generate::node(),
-        bursts in vec(generate::burst(), 1..12),
+        bursts in vec(generate::tuned_burst(), 1..12),
         victim in any::<prop::sample::Index>(),
         atomic: bool,
         attributes: bool,
@@ -300,7 +300,7 @@ proptest! {
     #[test]
     fn foreign_changes_are_repaired_and_counted(
         env in generate::node(),
-        bursts in vec(generate::burst(), 1..8),
+        bursts in vec(generate::tuned_burst(), 1..8),
         picks in vec(any::<prop::sample::Index>(), 1..4),
     ) {
         let mut store = empty_store(env);
@@ -325,8 +325,8 @@ proptest! {
     #[test]
     fn compiling_again_with_the_returned_memo_changes_nothing(
         env in generate::node(),
-        before in generate::burst(),
-        after in generate::burst(),
+        before in generate::tuned_burst(),
+        after in generate::tuned_burst(),
     ) {
         let backend = Toy::new(true);
         let mut store = empty_store(env);
@@ -352,7 +352,7 @@ proptest! {
     }
 
     #[test]
-    fn cleanup_leaves_nothing(env in generate::node(), burst in generate::burst()) {
+    fn cleanup_leaves_nothing(env in generate::node(), burst in generate::tuned_burst()) {
         let mut store = empty_store(env);
         let mut engine = toys(true, LIMIT);
         run(engine.sync(apply_all(&mut store, &burst).unwrap())).unwrap();

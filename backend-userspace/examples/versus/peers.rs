@@ -14,7 +14,8 @@ use proxier_backend_userspace::{Addresses, Config, Listen, engine};
 use proxier_core::{
     Family, FragmentId, ObjectName, Protocol, Proxier, Revision, Update,
     ir::{
-        Fragment, Frontend, FrontendKey, FrontendKind, Member, Pool, Snat, Verdict, Verdicts, WayIn,
+        Balance, Fragment, Frontend, FrontendKey, FrontendKind, Member, Pool, Snat, Verdict,
+        Verdicts, WayIn,
     },
 };
 use proxier_netlink::NetNs;
@@ -254,9 +255,12 @@ fn fragment(service: u16, protocol: Protocol) -> Fragment {
             sources: None,
             verdicts: Verdicts::all(forward),
         }],
-        cluster: serving.iter().map(|addr| Member { addr: *addr, local: false }).collect(),
+        cluster: serving.iter().map(|addr| Member::new(*addr, false)).collect(),
         local: Vec::new(),
         affinity: None,
+        balance: Balance::Default,
+        scheduler: None,
+        counters: false,
         health_check_node_port: None,
         serving: if protocol == Protocol::Udp { serving } else { Vec::new() },
     }

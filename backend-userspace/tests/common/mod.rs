@@ -16,7 +16,8 @@ use proxier_core::{
     Change, Family, FragmentId, ObjectName, Protocol, Proxier, Revision, Update,
     engine::Engine,
     ir::{
-        Fragment, Frontend, FrontendKey, FrontendKind, Member, Pool, Snat, Verdict, Verdicts, WayIn,
+        Balance, Fragment, Frontend, FrontendKey, FrontendKind, Member, Pool, Snat, Verdict,
+        Verdicts, WayIn,
     },
 };
 use proxier_netlink::NetNs;
@@ -92,8 +93,7 @@ pub fn key(protocol: Protocol) -> FrontendKey {
 
 /// A Service port whose endpoints everybody may use.
 pub fn fragment(protocol: Protocol, members: &[SocketAddr]) -> Fragment {
-    let mut cluster: Vec<_> =
-        members.iter().map(|addr| Member { addr: *addr, local: false }).collect();
+    let mut cluster: Vec<_> = members.iter().map(|addr| Member::new(*addr, false)).collect();
     cluster.sort_unstable();
     let forward = Verdict::Forward { pool: Pool::Cluster, snat: Snat::Masquerade };
     let verdict = if members.is_empty() { Verdict::Reject } else { forward };
@@ -115,6 +115,9 @@ pub fn fragment(protocol: Protocol, members: &[SocketAddr]) -> Fragment {
         cluster,
         local: Vec::new(),
         affinity: None,
+        balance: Balance::Default,
+        scheduler: None,
+        counters: false,
         health_check_node_port: None,
         serving: if protocol == Protocol::Udp { serving } else { Vec::new() },
     }

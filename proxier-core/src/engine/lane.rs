@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use crate::{
     ir::{Fragment, NodeView},
     name::{Family, FragmentId},
-    proxier::{Change, Degraded, Revision, Update},
+    proxier::{Change, Count, Counter, Degraded, Revision, Update},
     spi::{Backend, ErrorKind},
 };
 
@@ -136,6 +136,22 @@ impl<B: Backend> Lane<B> {
             let attempts = known.map_or(1, |known| known.attempts.saturating_add(1));
             self.troubles.insert(id.clone(), Trouble { kind, reason, attempts });
         }
+    }
+
+    /// Says whether some installed fragment asks for counters. O(fragments).
+    pub(super) fn counts(&self) -> bool {
+        self.counted().next().is_some()
+    }
+
+    /// What was counted.
+    pub(super) fn counters(&self, backend: &B, read: &BTreeMap<B::Key, Count>) -> Vec<Counter> {
+        let each = |it: &Installed<B>| backend.counters(&it.node, &it.fragment, &it.memo, read);
+        self.counted().flat_map(each).collect()
+    }
+
+    fn counted(&self) -> impl Iterator<Item = &Installed<B>> {
+        let installed = self.slots.values().filter_map(|slot| slot.installed.as_ref());
+        installed.filter(|it| it.fragment.counters)
     }
 
     /// The fragments that are not as wanted.

@@ -19,8 +19,8 @@ use self::{
 use crate::{
     name::{ByFamily, Family, FragmentId},
     proxier::{
-        Capabilities, PlanSummary, PlannedOp, Proxier, Status, SyncError, SyncReport, Totals,
-        Update,
+        Capabilities, Counter, PlanSummary, PlannedOp, Proxier, Status, SyncError, SyncReport,
+        Totals, Update,
     },
     spi::{Backend, Dataplane},
 };
@@ -147,6 +147,25 @@ impl<B: Backend, D: Dataplane<B>> Proxier for Engine<B, D> {
             *lane = Lane::new(lane.family);
         }
         self.dataplane.wipe().await.map_err(SyncError::Cleanup)
+    }
+
+    async fn counters(&mut self) -> Result<Vec<Counter>, SyncError> {
+        let Self { backend, dataplane, lanes, .. } = self;
+        let mut found = Vec::new();
+        for lane in lanes {
+            if !lane.counts() {
+                continue;
+            }
+            let family = lane.family;
+            let read = dataplane.read_counters(family).await;
+            let read = read.map_err(|source| SyncError::Dump { family, source })?;
+            found.extend(lane.counters(backend, &read));
+        }
+        Ok(found)
+    }
+
+    async fn foreign_change(&mut self) {
+        self.dataplane.foreign_change().await;
     }
 
     fn objects(&self, id: &FragmentId) -> Vec<PlannedOp> {

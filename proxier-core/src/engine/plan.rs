@@ -151,6 +151,12 @@ impl<B: Backend> Plan<B> {
             self.outcomes.push((id.clone(), Some(it.clone())));
             return Ok(());
         }
+        if let Some(wanted) = &wanted {
+            let capabilities = backend.capabilities();
+            if let Some(reason) = capabilities.spreading.problem(wanted.fragment) {
+                return Err(PlanError::Unsupported { mode: capabilities.mode.name(), reason });
+            }
+        }
         let mut old = Objects::default();
         if let Some(it) = installed {
             // It compiled before, and `compile` is pure.

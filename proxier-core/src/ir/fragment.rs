@@ -4,12 +4,13 @@ use std::{
     fmt,
     net::{IpAddr, SocketAddr},
     num::{NonZeroU16, NonZeroU32},
+    sync::Arc,
 };
 
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::Verdicts;
+use super::{Balance, Verdicts};
 use crate::name::{Family, FragmentId, Protocol};
 
 /// One Service port in one family: everything a backend has to know about it.
@@ -29,6 +30,12 @@ pub struct Fragment {
     pub local: Vec<Member>,
     /// A client stays with its endpoint until so many seconds pass without a new connection.
     pub affinity: Option<NonZeroU32>,
+    /// How new connections are spread over a pool.
+    pub balance: Balance,
+    /// The IPVS scheduler that is asked for; other modes do not look at it.
+    pub scheduler: Option<Arc<str>>,
+    /// Its connections are to be counted, for [`Proxier::counters`](crate::Proxier::counters).
+    pub counters: bool,
     /// The node answers health checks for this Service on this TCP port.
     pub health_check_node_port: Option<NonZeroU16>,
     /// For UDP: every endpoint that still serves, whether new flows may use it or not. Flows to
@@ -55,6 +62,15 @@ impl Fragment {
         all.sort_unstable();
         all.dedup();
         all
+    }
+
+    /// Says whether some members of one pool are to have more connections than others.
+    #[must_use]
+    pub fn is_weighted(&self) -> bool {
+        let uneven = |members: &[Member]| {
+            members.windows(2).any(|pair| matches!(pair, [a, b] if a.weight != b.weight))
+        };
+        uneven(&self.cluster) || uneven(&self.local)
     }
 
     /// The cluster IP's frontend.
@@ -142,6 +158,18 @@ pub struct Member {
     pub addr: SocketAddr,
     /// It runs on this node.
     pub local: bool,
+    /// Its share of new connections, relative to the others in the pool: 1 to [`MAX_WEIGHT`].
+    ///
+    /// [`MAX_WEIGHT`]: super::MAX_WEIGHT
+    pub weight: NonZeroU16,
+}
+
+impl Member {
+    /// A member of weight 1.
+    #[must_use]
+    pub const fn new(addr: SocketAddr, local: bool) -> Self {
+        Self { addr, local, weight: NonZeroU16::MIN }
+    }
 }
 
 impl fmt::Display for FrontendKind {

@@ -8,6 +8,7 @@ use super::{
     address::parse_ip,
     api,
     problem::{Checker, Read},
+    tuning::slice_weight,
 };
 use crate::name::{Family, ObjectName, Protocol};
 
@@ -53,6 +54,7 @@ pub struct EndpointSlice {
     name: ObjectName,
     service: ObjectName,
     family: Family,
+    weight: Option<u16>,
     ports: Vec<SlicePort>,
     endpoints: Vec<Endpoint>,
 }
@@ -93,6 +95,7 @@ impl EndpointSlice {
             name: ObjectName::new(&metadata.namespace, &metadata.name),
             service: ObjectName::new(&metadata.namespace, service),
             family,
+            weight: slice_weight(&metadata.annotations, &mut check),
             ports: ports(&object.ports, &mut check),
             endpoints: object
                 .endpoints
@@ -122,6 +125,12 @@ impl EndpointSlice {
     #[must_use]
     pub const fn family(&self) -> Family {
         self.family
+    }
+
+    /// The weight of its endpoints, if one is given. 0 means no new connections.
+    #[must_use]
+    pub const fn weight(&self) -> Option<u16> {
+        self.weight
     }
 
     /// Its ports.

@@ -7,6 +7,7 @@ mod node;
 mod problem;
 mod service;
 mod store;
+mod tuning;
 
 pub use address::{parse_ip, parse_net};
 pub use endpoints::{Endpoint, EndpointSlice, SlicePort};

@@ -1,7 +1,7 @@
 //! Services, checked and normalised (behaviour of kube-proxy 1.36).
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     num::{NonZeroU16, NonZeroU32},
     sync::Arc,
@@ -14,8 +14,12 @@ use super::{
     address::{parse_ip, parse_net},
     api,
     problem::{Checker, Read, is_dns_like},
+    tuning::Tuning,
 };
-use crate::name::{Family, ObjectName, Protocol};
+use crate::{
+    ir::Balance,
+    name::{Family, ObjectName, Protocol},
+};
 
 /// Hides a Service from this proxier, whatever its value.
 // K8S: k8s.io/kubernetes pkg/proxy/apis/well_known_labels.go, LabelServiceProxyName.
@@ -78,6 +82,8 @@ pub struct Service {
     internal_policy: TrafficPolicy,
     health_check_node_port: Option<NonZeroU16>,
     ports: Vec<ServicePort>,
+    /// `None` for a Service without annotations of ours.
+    tuning: Option<Box<Tuning>>,
 }
 
 impl Service {
@@ -151,6 +157,7 @@ impl Service {
             internal_policy,
             health_check_node_port,
             ports: ports(&spec.ports, &mut check),
+            tuning: tuning(&metadata.annotations, &mut check),
         };
         check.done(Some(service))
     }
@@ -165,6 +172,30 @@ impl Service {
     #[must_use]
     pub fn created(&self) -> Option<&Arc<str>> {
         self.created.as_ref()
+    }
+
+    /// How connections are spread.
+    #[must_use]
+    pub fn balance(&self) -> Balance {
+        self.tuning.as_ref().map(|tuning| tuning.balance).unwrap_or_default()
+    }
+
+    /// The IPVS scheduler it asks for.
+    #[must_use]
+    pub fn scheduler(&self) -> Option<&Arc<str>> {
+        self.tuning.as_ref()?.scheduler.as_ref()
+    }
+
+    /// Says whether its connections are to be counted.
+    #[must_use]
+    pub fn counters(&self) -> bool {
+        self.tuning.as_ref().is_some_and(|tuning| tuning.counters)
+    }
+
+    /// The weight the Service gives to an endpoint, if it does. 0 means no new connections.
+    #[must_use]
+    pub fn endpoint_weight(&self, ip: IpAddr) -> Option<u16> {
+        self.tuning.as_ref()?.weight(ip)
     }
 
     /// The cluster IP of a family.
@@ -270,6 +301,11 @@ impl<'a> PortView<'a> {
     pub fn uses_local_endpoints(&self) -> bool {
         self.internal_local() || (self.external_local() && self.externally_accessible())
     }
+}
+
+fn tuning(annotations: &BTreeMap<String, String>, check: &mut Checker) -> Option<Box<Tuning>> {
+    let tuning = Tuning::read(annotations, check);
+    (tuning != Tuning::default()).then(|| Box::new(tuning))
 }
 
 // K8S: pkg/proxy/util GetClusterIPByFamily, v1.36: objects from before dual stack name no family.

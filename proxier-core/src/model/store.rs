@@ -216,7 +216,8 @@ impl Store {
     #[must_use]
     pub fn candidates(&self, view: &PortView<'_>) -> Vec<Candidate<'_>> {
         let slices = self.slices_of.get(view.service.name()).map(Vec::as_slice).unwrap_or_default();
-        merge(slices, view.family, &view.port.name, view.port.protocol, &self.env.name)
+        let weights = Some(view.service);
+        merge(slices, weights, view.family, (&view.port.name, view.port.protocol), &self.env.name)
     }
 
     /// The endpoints of a Service in one family by port name and protocol, whether a Service port of
@@ -228,12 +229,13 @@ impl Store {
         family: Family,
     ) -> BTreeMap<(Arc<str>, Protocol), Vec<Candidate<'_>>> {
         let slices = self.slices_of.get(service).map(Vec::as_slice).unwrap_or_default();
+        let weights = self.services.get(service);
         let of_family = slices.iter().filter(|slice| slice.family() == family);
         let ports = of_family.flat_map(|slice| slice.ports());
         let names: BTreeSet<_> =
             ports.map(|port| (Arc::clone(&port.name), port.protocol)).collect();
         let merged = |(name, protocol): (Arc<str>, Protocol)| {
-            let candidates = merge(slices, family, &name, protocol, &self.env.name);
+            let candidates = merge(slices, weights, family, (&name, protocol), &self.env.name);
             ((name, protocol), candidates)
         };
         names.into_iter().map(merged).collect()
@@ -462,12 +464,13 @@ fn claims_of(service: &Service) -> Vec<(FrontendKey, FragmentId)> {
 }
 
 /// The union of the slices' endpoints. Of duplicates (a pod moves between slices, or its address is
-/// reused) the one that is not terminating wins, then the ready one, then the first slice's.
+/// reused) the one that is not terminating wins, then the ready one, then the first slice's. Of two
+/// weights the Service's own holds.
 fn merge<'a>(
     slices: &'a [Arc<EndpointSlice>],
+    service: Option<&Service>,
     family: Family,
-    name: &str,
-    protocol: Protocol,
+    (name, protocol): (&str, Protocol),
     node: &str,
 ) -> Vec<Candidate<'a>> {
     let mut merged: Vec<_> = slices
@@ -478,14 +481,19 @@ fn merge<'a>(
                 .ports()
                 .iter()
                 .filter(|port| *port.name == *name && port.protocol == protocol);
-            ports.flat_map(|port| slice.endpoints().iter().map(|it| (port.port, it)))
+            ports
+                .flat_map(|port| slice.endpoints().iter().map(|it| (port.port, slice.weight(), it)))
         })
-        .map(|(port, endpoint)| Candidate {
+        .map(|(port, weight, endpoint)| Candidate {
             addr: SocketAddr::new(endpoint.ip, port.get()),
             local: !node.is_empty() && endpoint.node.as_deref() == Some(node),
             ready: endpoint.ready,
             serving: endpoint.serving,
             terminating: endpoint.terminating,
+            weight: service
+                .and_then(|service| service.endpoint_weight(endpoint.ip))
+                .or(weight)
+                .unwrap_or(1),
             zone_hints: &endpoint.zone_hints,
             node_hints: &endpoint.node_hints,
         })

@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    ir::{Frontend, SourceFilter, Verdicts},
+    ir::{Balance, Frontend, SourceFilter, Verdicts},
     model::{NodeEnv, NodePortAddresses},
     name::ObjectName,
     proxier::{Mode, Revision, Update},
@@ -32,7 +32,7 @@ fn index(verdicts: Verdicts) -> Index {
     let at = |ip: &str| WayIn::Address(ip.parse().unwrap());
     let frontend = |kind, key, sources| Frontend { kind, key, sources, verdicts };
     let fence = SourceFilter { ranges: vec!["192.0.2.48/28".parse().unwrap()], vips: Vec::new() };
-    let member = |addr: &str, local| Member { addr: addr.parse().unwrap(), local };
+    let member = |addr: &str, local| Member::new(addr.parse().unwrap(), local);
     let fragment = Fragment {
         id: FragmentId {
             service: ObjectName::new("shop", "cart"),
@@ -48,6 +48,9 @@ fn index(verdicts: Verdicts) -> Index {
         cluster: vec![member("10.61.3.21:80", true), member("10.61.4.21:80", false)],
         local: vec![member("10.61.3.21:80", true)],
         affinity: NonZeroU32::new(600),
+        balance: Balance::Default,
+        scheduler: None,
+        counters: false,
         health_check_node_port: NonZeroU16::new(32000),
         serving: Vec::new(),
     };

@@ -3,7 +3,10 @@
 //! Everything comes from a small universe, so that changes hit the same objects again and again and
 //! Services collide.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
 use proptest::{
     collection::vec,
@@ -35,8 +38,38 @@ fn policy() -> impl Strategy<Value = Option<String>> {
     option::of(select(&["Cluster", "Local"][..]).prop_map(str::to_owned))
 }
 
+/// Annotations that say how connections are spread.
+fn service_annotations() -> impl Strategy<Value = BTreeMap<String, String>> {
+    (
+        option::weighted(0.3, select(&["random", "round-robin", "source-hash"][..])),
+        option::weighted(
+            0.2,
+            select(&["10.61.3.1=2,10.61.3.2=6", "10.61.0.0/16=3,fd41::/16=0"][..]),
+        ),
+        option::weighted(0.2, Just("true")),
+    )
+        .prop_map(|(balance, weights, counters)| {
+            let named =
+                [("balance", balance), ("endpoint-weights", weights), ("counters", counters)];
+            let given = named.into_iter().filter_map(|(name, value)| {
+                Some((format!("proxier.dev/{name}"), value?.to_owned()))
+            });
+            given.collect()
+        })
+}
+
 /// A Service in namespace `shop`, with one of five names and addresses that others may want too.
 pub fn service() -> BoxedStrategy<api::Service> {
+    tuned_service()
+        .prop_map(|mut service| {
+            service.metadata.annotations.clear();
+            service
+        })
+        .boxed()
+}
+
+/// The same with annotations that say how connections are spread, which not every mode can follow.
+pub fn tuned_service() -> BoxedStrategy<api::Service> {
     let ports = subsequence(vec!["web", "dns", "alt"], 1..=3).prop_flat_map(|names| {
         let port = |name: &'static str| {
             (
@@ -61,13 +94,14 @@ pub fn service() -> BoxedStrategy<api::Service> {
         option::of(Just("203.0.113.7".to_owned())),
     );
     let policies = (policy(), policy(), option::weighted(0.2, 1_i64..7200), option::of(0_u8..3));
-    (identity, ports, addresses, policies)
-        .prop_map(|((name, age, kind), ports, (ip, external, vip), policies)| {
+    (identity, ports, addresses, policies, service_annotations())
+        .prop_map(|((name, age, kind), ports, (ip, external, vip), policies, annotations)| {
             let (external_policy, internal_policy, affinity, ranges) = policies;
             let index = name.len();
             api::Service {
                 metadata: api::Metadata {
                     creation_timestamp: Some(format!("2026-01-0{}T00:00:00Z", age + 1)),
+                    annotations,
                     ..metadata(&name)
                 },
                 spec: api::ServiceSpec {
@@ -108,10 +142,21 @@ pub fn service() -> BoxedStrategy<api::Service> {
 
 /// An EndpointSlice of one of the Services of [`service`].
 pub fn slice() -> BoxedStrategy<api::EndpointSlice> {
+    tuned_slice()
+        .prop_map(|mut slice| {
+            slice.metadata.annotations.clear();
+            slice
+        })
+        .boxed()
+}
+
+/// The same, sometimes with a weight, which not every mode can follow.
+pub fn tuned_slice() -> BoxedStrategy<api::EndpointSlice> {
     let endpoint =
         (1_u8..6, option::of(select(&[NODE, "heron"][..])), 0_u8..6, option::of(0_u8..3));
-    (service_names(), 0_u8..2, select(&["IPv4", "IPv6"][..]), vec(endpoint, 0..4))
-        .prop_map(|(service, part, family, endpoints)| {
+    let weight = option::weighted(0.2, select(&["0", "1", "3", "4"][..]));
+    (service_names(), 0_u8..2, select(&["IPv4", "IPv6"][..]), vec(endpoint, 0..4), weight)
+        .prop_map(|(service, part, family, endpoints, weight)| {
             let is_v4 = family == "IPv4";
             let port = |name: &str, protocol: &str, port| api::EndpointPort {
                 name: Some(name.to_owned()),
@@ -140,6 +185,8 @@ pub fn slice() -> BoxedStrategy<api::EndpointSlice> {
             });
             let mut metadata = metadata(&format!("{service}-{family}-{part}").to_lowercase());
             metadata.labels.insert("kubernetes.io/service-name".to_owned(), service);
+            let weight = weight.map(|weight| ("proxier.dev/weight".to_owned(), weight.to_owned()));
+            metadata.annotations.extend(weight);
             let mut ports = Vec::new();
             for protocol in ["TCP", "UDP", "SCTP"] {
                 ports.extend([
@@ -190,10 +237,17 @@ pub fn node() -> BoxedStrategy<NodeEnv> {
 
 /// Something that happens.
 pub fn event() -> BoxedStrategy<Event> {
+    event_of(service(), slice())
+}
+
+fn event_of(
+    services: BoxedStrategy<api::Service>,
+    slices: BoxedStrategy<api::EndpointSlice>,
+) -> BoxedStrategy<Event> {
     let name = |name: String| ObjectName::new("shop", &name);
     prop_oneof![
-        6 => service().prop_map(|it| apply(Service::read(&it).value.map(Object::Service))),
-        8 => slice().prop_map(|it| apply(EndpointSlice::read(&it).value.map(Object::EndpointSlice))),
+        6 => services.prop_map(|it| apply(Service::read(&it).value.map(Object::Service))),
+        8 => slices.prop_map(|it| apply(EndpointSlice::read(&it).value.map(Object::EndpointSlice))),
         2 => service_names().prop_map(move |it| Event::Delete(ObjectKey::Service(name(it)))),
         2 => slice().prop_map(move |it| Event::Delete(ObjectKey::EndpointSlice(name(it.metadata.name)))),
         1 => node().prop_map(|env| Event::Node(Box::new(env))),
@@ -204,6 +258,11 @@ pub fn event() -> BoxedStrategy<Event> {
 /// A few events that come between two syncs.
 pub fn burst() -> BoxedStrategy<Vec<Event>> {
     vec(event(), 1..6).boxed()
+}
+
+/// The same with [`tuned_service`] and [`tuned_slice`].
+pub fn tuned_burst() -> BoxedStrategy<Vec<Event>> {
+    vec(event_of(tuned_service(), tuned_slice()), 1..6).boxed()
 }
 
 fn apply(object: Option<Object>) -> Event {

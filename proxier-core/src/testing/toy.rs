@@ -3,9 +3,9 @@
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use crate::{
-    ir::{Fragment, NodeView, Pool, Verdict},
+    ir::{Balance, Fragment, NodeView, Pool, Verdict},
     name::Family,
-    proxier::{Capabilities, Mode},
+    proxier::{Capabilities, Mode, Spreading},
     spi::{Backend, Objects, PlanError, Stage},
 };
 
@@ -20,11 +20,18 @@ pub struct Toy {
 }
 
 impl Toy {
-    /// A backend whose batches are atomic or not. It refuses fragments with affinity, so that tests
-    /// have something to refuse.
+    /// A backend whose batches are atomic or not. It refuses fragments with affinity and those that
+    /// spread by source, so that tests have something to refuse.
     #[must_use]
-    pub const fn new(atomic: bool) -> Self {
-        Self { capabilities: Capabilities { mode: Mode::Userspace, atomic, limits: Vec::new() } }
+    pub fn new(atomic: bool) -> Self {
+        let spreading = Spreading {
+            balance: &[Balance::Random, Balance::RoundRobin],
+            weights: true,
+            counters: true,
+        };
+        let capabilities =
+            Capabilities { mode: Mode::Userspace, atomic, spreading, limits: Vec::new() };
+        Self { capabilities }
     }
 }
 
@@ -59,6 +66,10 @@ impl Backend for Toy {
             for (slot, addr) in placed.iter().enumerate() {
                 out.own(format!("1 slot {} {pool:?} {slot}", fragment.id), addr.to_string());
             }
+            for member in fragment.pool(pool).iter().filter(|member| member.weight.get() > 1) {
+                let key = format!("1 weight {} {pool:?} {}", fragment.id, member.addr);
+                out.own(key, member.weight.to_string());
+            }
             if !placed.is_empty() {
                 out.share(format!("1 size {}", placed.len()), String::new());
             }
@@ -71,7 +82,9 @@ impl Backend for Toy {
                 }
                 Verdict::Drop | Verdict::Reject => verdict.to_string(),
             });
-            out.own(format!("2 frontend {}", frontend.key), rows.join("; "));
+            let Fragment { balance, counters, .. } = fragment;
+            let rows = format!("{}; {balance}; counted: {counters}", rows.join("; "));
+            out.own(format!("2 frontend {}", frontend.key), rows);
         }
         Ok(slots)
     }

@@ -8,7 +8,7 @@ use proxier_core::{
     conntrack::{Flow, FlowFilter, family_of},
     engine::Engine,
     ir::{
-        Fragment, Frontend, FrontendKey, FrontendKind, Member, NodeView, Pool, Snat,
+        Balance, Fragment, Frontend, FrontendKey, FrontendKind, Member, NodeView, Pool, Snat,
         Verdict as Row, Verdicts, WayIn,
     },
     testing::{FakeKernel, Fault, Toy},
@@ -199,7 +199,7 @@ fn fragment(entry: &ServiceEntry, number: usize) -> Result<Arc<Fragment>, String
     let key = |way_in, port| FrontendKey { way_in, port, protocol: entry.proto };
     let serving: Vec<_> =
         entry.endpoints.iter().filter(|(_, serves)| **serves).map(|(addr, _)| *addr).collect();
-    let members: Vec<_> = serving.iter().map(|addr| Member { addr: *addr, local: false }).collect();
+    let members: Vec<_> = serving.iter().map(|addr| Member::new(*addr, false)).collect();
     let row = if members.is_empty() {
         Row::Reject
     } else {
@@ -232,6 +232,9 @@ fn fragment(entry: &ServiceEntry, number: usize) -> Result<Arc<Fragment>, String
         cluster: members,
         local: Vec::new(),
         affinity: None,
+        balance: Balance::Default,
+        scheduler: None,
+        counters: false,
         health_check_node_port: None,
         serving,
     }))

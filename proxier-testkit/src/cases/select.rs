@@ -70,6 +70,7 @@ pub(super) fn run_select(case: &Case) -> Result<Verdict, CaseError> {
                 ready,
                 serving: endpoint.serving.unwrap_or(ready),
                 terminating: endpoint.terminating,
+                weight: 1,
                 zone_hints: &hints.zones,
                 node_hints: &hints.nodes,
             }
