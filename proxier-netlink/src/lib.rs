@@ -51,7 +51,9 @@
 //!
 //! # Features
 //!
-//! None.
+//! | Feature | Adds |
+//! |---|---|
+//! | `links` | `dummy`: a dummy link and its addresses, through the crate `rtnetlink` |
 
 #![deny(unsafe_op_in_unsafe_fn)]
 
@@ -59,6 +61,8 @@ mod ack;
 mod batch;
 pub mod ct;
 mod dec;
+#[cfg(feature = "links")]
+pub mod dummy;
 mod enc;
 pub mod ipvs;
 mod netns;
