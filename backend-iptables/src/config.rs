@@ -32,6 +32,24 @@ pub struct Config {
     /// table of 5,000 Services with 10 endpoints each takes 1.3 times as long to load with it, and
     /// 1.4 times as long to change.
     pub exact: bool,
+    /// How chains lead from an address to its Service.
+    pub layout: Layout,
+}
+
+/// How chains lead from an address to its Service, and on to an endpoint.
+///
+/// `iptables -S` lists either, the chains of a Service port have the same names, and one can be
+/// changed for the other at a restart: only differences are written.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum Layout {
+    /// By four bits of the address, or five of the node port, at a time, and to one of many endpoints
+    /// by way of a part of them: the cost of a connection does not grow with the Services, and little
+    /// with the endpoints.
+    #[default]
+    Tree,
+    /// Exactly kube-proxy's: one list of all Services, and one of a Service's endpoints.
+    KubeProxy,
 }
 
 impl Default for Config {
@@ -43,6 +61,7 @@ impl Default for Config {
             random_fully: true,
             takeover: false,
             exact: false,
+            layout: Layout::Tree,
         }
     }
 }
@@ -87,6 +106,13 @@ impl Config {
     #[must_use]
     pub const fn exact(mut self, exact: bool) -> Self {
         self.exact = exact;
+        self
+    }
+
+    /// Sets how chains lead from an address to its Service.
+    #[must_use]
+    pub const fn layout(mut self, layout: Layout) -> Self {
+        self.layout = layout;
         self
     }
 

@@ -119,6 +119,9 @@ fn write_extensions(w: &mut ExprWriter<'_>, matches: &Matches<'_>) {
     if let Some(chance) = matches.chance {
         put_match(w, &xt::STATISTIC, &xt::statistic(chance));
     }
+    if let Some(every) = matches.every {
+        put_match(w, &xt::STATISTIC, &xt::nth(every));
+    }
     if let Some(MarkMatch { not, value, mask }) = matches.mark {
         w.meta(MetaKey::MARK, Reg::R1);
         if mask != u32::MAX {
@@ -140,7 +143,16 @@ fn write_port(w: &mut ExprWriter<'_>, Transport { protocol, port }: Transport) {
         (Protocol::Tcp, Port::Any) => put_match(w, &xt::TCP, &xt::tcp()),
         (Protocol::Udp, Port::Any) => put_match(w, &xt::UDP, &xt::udp()),
         (Protocol::Sctp, Port::Any) => put_match(w, &xt::SCTP, &xt::sctp(None)),
-        (Protocol::Sctp, Port::Is(port)) => put_match(w, &xt::SCTP, &xt::sctp(Some(port))),
+        (Protocol::Sctp, Port::Is(port)) => {
+            put_match(w, &xt::SCTP, &xt::sctp(Some((port, port))));
+        }
+        (Protocol::Sctp, Port::Within(first, last)) => {
+            put_match(w, &xt::SCTP, &xt::sctp(Some((first, last))));
+        }
+        (Protocol::Tcp | Protocol::Udp, Port::Within(first, last)) => {
+            w.payload(PayloadBase::TRANSPORT, 2, 2, Reg::R1);
+            w.range(Reg::R1, false, &first.to_be_bytes(), &last.to_be_bytes());
+        }
         (Protocol::Tcp | Protocol::Udp, Port::Is(port)) => {
             w.payload(PayloadBase::TRANSPORT, 2, 2, Reg::R1);
             w.cmp(Reg::R1, CmpOp::EQ, &port.to_be_bytes());
@@ -273,6 +285,11 @@ impl<'e> Reader<'e> {
                 };
                 self.compare(not, value)?;
             }
+            Expr::Range { sreg: Reg::R1, invert: false, from, to } => {
+                let Loaded::Port = self.loaded.take()? else { return None };
+                let port = |bytes: &[u8]| bytes.try_into().ok().map(u16::from_be_bytes);
+                self.set_port(Port::Within(port(from)?, port(to)?))?;
+            }
             Expr::Match(it) => self.extension(it)?,
             Expr::Target(it) => self.target = Some(self.read_target(it)?),
             Expr::Verdict(verdict) => {
@@ -359,7 +376,10 @@ impl<'e> Reader<'e> {
         if is(&xt::COMMENT) {
             set(&mut matches.comment, xt::read_comment(&it.info)?)
         } else if is(&xt::STATISTIC) {
-            set(&mut matches.chance, xt::read_statistic(&it.info)?)
+            match xt::read_statistic(&it.info) {
+                Some(chance) => set(&mut matches.chance, chance),
+                None => set(&mut matches.every, xt::read_nth(&it.info)?),
+            }
         } else if is(&xt::ADDRTYPE) {
             set(&mut matches.local, xt::read_addrtype(&it.info)?)
         } else if is(&xt::RECENT) {
@@ -369,7 +389,11 @@ impl<'e> Reader<'e> {
         } else if is(&xt::TCP) || is(&xt::UDP) {
             self.set_port(Port::Any).filter(|()| xt::asks_nothing(&it.info))
         } else if is(&xt::SCTP) {
-            self.set_port(xt::read_sctp(&it.info)?.map_or(Port::Any, Port::Is))
+            self.set_port(match xt::read_sctp(&it.info)? {
+                None => Port::Any,
+                Some((first, last)) if first == last => Port::Is(first),
+                Some((first, last)) => Port::Within(first, last),
+            })
         } else {
             None
         }
@@ -396,7 +420,7 @@ impl<'e> Reader<'e> {
         matches.transport = match (protocol, port) {
             (Some(protocol), port) => Some(Transport { protocol, port }),
             (None, Port::Unasked) => None,
-            (None, Port::Any | Port::Is(_)) => return None,
+            (None, Port::Any | Port::Is(_) | Port::Within(..)) => return None,
         };
         loaded.is_none().then(|| (matches, target.unwrap_or(Target::Nothing)))
     }

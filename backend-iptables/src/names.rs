@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 // KERNEL: XT_EXTENSION_MAXNAMELEN less the NUL (include/uapi/linux/netfilter/x_tables.h, v6.12).
 const MAX_BYTES: usize = 28;
 /// Characters of hash in a name.
-const HASH_CHARS: usize = 16;
+pub(crate) const HASH_CHARS: usize = 16;
 
 /// The name of a chain: at most 28 bytes of ASCII, kept in place.
 #[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -40,6 +40,20 @@ impl ChainName {
         let text = parts.iter().flat_map(|part| part.bytes());
         let len = bytes.iter_mut().zip(text).map(|(to, from)| *to = from).count();
         Self { bytes, len: u8::try_from(len).unwrap_or_default() }
+    }
+
+    /// A name that is known to be short and ASCII.
+    pub(crate) fn cut(name: &str) -> Self {
+        Self::join([name, "", ""])
+    }
+
+    /// A number that follows from the hash at the end of the name: any of so many as often as any
+    /// other.
+    pub(crate) fn spread(&self) -> usize {
+        let bytes = self.bytes.get(..usize::from(self.len)).unwrap_or_default();
+        let digits =
+            bytes.iter().rev().take(4).filter_map(|byte| BASE32_DIGITS.find(char::from(*byte)));
+        digits.fold(0, |number, digit| number * 32 + digit)
     }
 
     /// A name that is known to be short.
@@ -95,6 +109,8 @@ impl ServiceChain {
 }
 
 const ENDPOINT: &str = "-SEP-";
+const PART: &str = "-SVP-";
+const BASE32_DIGITS: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
 
 /// The name of a chain of a Service port: the `KUBE-SVC-…` family.
 ///
@@ -140,12 +156,32 @@ impl PortHash {
         name(prefix, kind.infix(), &self.text)
     }
 
+    /// The chain of some of the endpoints of a pool.
+    pub(crate) fn part_chain(&self, prefix: &str, pool: ServiceChain, index: usize) -> ChainName {
+        let mut state = self.state.clone();
+        // A digest takes any bytes.
+        write!(Update(&mut state), "{}{index}", pool.infix()).unwrap_or_default();
+        name(prefix, PART, &hash_text(state))
+    }
+
     pub(crate) fn endpoint_chain(&self, prefix: &str, endpoint: SocketAddr) -> ChainName {
         let mut state = self.state.clone();
         // A digest takes any bytes.
         write!(Update(&mut state), "{endpoint}").unwrap_or_default();
         name(prefix, ENDPOINT, &hash_text(state))
     }
+}
+
+/// A hash in the form that names have.
+pub(crate) fn hash_of(text: &str) -> String {
+    let hash = hash_text(Sha256::new().chain_update(text));
+    std::str::from_utf8(&hash).unwrap_or_default().to_owned()
+}
+
+/// Says whether a text has the form of a hash in a name.
+pub(crate) fn is_hash(text: &str) -> bool {
+    let digit = |it| matches!(it, b'A'..=b'Z' | b'2'..=b'7');
+    text.len() == HASH_CHARS && text.bytes().all(digit)
 }
 
 struct Update<'a>(&'a mut Sha256);
@@ -201,11 +237,11 @@ impl FixedNames {
 /// What a name in table nat says about the chain of a Service port, if it is one of ours.
 pub(crate) fn service_kind(prefix: &str, chain: &str) -> Option<ServiceKind> {
     let rest = chain.strip_prefix(prefix)?;
-    let is_hash = |hash: &str| {
-        hash.len() == HASH_CHARS && hash.bytes().all(|it| matches!(it, b'A'..=b'Z' | b'2'..=b'7'))
-    };
     if rest.strip_prefix(ENDPOINT).is_some_and(is_hash) {
         return Some(ServiceKind::Endpoint);
+    }
+    if rest.strip_prefix(PART).is_some_and(is_hash) {
+        return Some(ServiceKind::Part);
     }
     let of = |kind: &ServiceChain| rest.strip_prefix(kind.infix()).is_some_and(is_hash);
     ServiceChain::ALL.into_iter().find(of).map(ServiceKind::Port)
@@ -215,6 +251,7 @@ pub(crate) fn service_kind(prefix: &str, chain: &str) -> Option<ServiceKind> {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum ServiceKind {
     Endpoint,
+    Part,
     Port(ServiceChain),
 }
 

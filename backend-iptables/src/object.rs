@@ -117,7 +117,11 @@ impl BaseChain {
 pub(crate) enum ChainKind {
     /// It exists whatever the Services are.
     Fixed,
+    /// A node of the tree between a fixed chain and the Services.
+    Branch,
     Service(ServiceChain),
+    /// Some of the endpoints of a large pool.
+    Part,
     Endpoint,
 }
 

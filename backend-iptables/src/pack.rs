@@ -4,7 +4,10 @@
 //! allocation and a rule some 50 bytes of it. The bytes are canonical: equal bytes mean equal rules.
 //! They never leave the process.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    num::NonZeroU32,
+};
 
 use ipnet::IpNet;
 use proxier_core::{Family, Protocol};
@@ -25,6 +28,7 @@ const LOCAL: u8 = 8;
 const RECENT: u8 = 9;
 const CHANCE: u8 = 10;
 const MARK: u8 = 11;
+const EVERY: u8 = 12;
 
 /// Tags from here on are targets, and end a rule.
 const TARGET: u8 = 64;
@@ -84,6 +88,11 @@ pub(crate) fn pack_matches(out: &mut Vec<u8>, matches: &Matches<'_>) {
                 out.push(2);
                 out.extend_from_slice(&port.to_be_bytes());
             }
+            Port::Within(first, last) => {
+                out.push(3);
+                out.extend_from_slice(&first.to_be_bytes());
+                out.extend_from_slice(&last.to_be_bytes());
+            }
         }
     }
     if let Some(CtStates { not, mask }) = matches.ct_state {
@@ -105,6 +114,10 @@ pub(crate) fn pack_matches(out: &mut Vec<u8>, matches: &Matches<'_>) {
     if let Some(chance) = matches.chance {
         out.push(CHANCE);
         out.extend_from_slice(&chance.to_be_bytes());
+    }
+    if let Some(every) = matches.every {
+        out.push(EVERY);
+        out.extend_from_slice(&every.get().to_be_bytes());
     }
     if let Some(MarkMatch { not, value, mask }) = matches.mark {
         out.extend_from_slice(&[MARK, u8::from(not)]);
@@ -215,6 +228,7 @@ impl<'a> Unpacker<'a> {
                     it.recent = Some(Recent { family, action, name: self.text()? });
                 }
                 CHANCE => it.chance = Some(self.u32()?),
+                EVERY => it.every = Some(NonZeroU32::new(self.u32()?)?),
                 MARK => {
                     let (not, value, mask) = (self.flag()?, self.u32()?, self.u32()?);
                     it.mark = Some(MarkMatch { not, value, mask });
@@ -302,6 +316,7 @@ impl<'a> Unpacker<'a> {
             0 => Port::Unasked,
             1 => Port::Any,
             2 => Port::Is(self.u16()?),
+            3 => Port::Within(self.u16()?, self.u16()?),
             _ => return None,
         };
         Some(Transport { protocol, port })
@@ -336,7 +351,13 @@ mod tests {
                 action: RecentAction::Check(600),
             }),
             chance: Some(1 << 30),
+            every: NonZeroU32::new(3),
             mark: Some(MarkMatch { not: true, value: 0x4000, mask: 0x4000 }),
+        };
+        let port = Port::Within(30_720, 30_751);
+        let block = Matches {
+            transport: Some(Transport { protocol: Protocol::Tcp, port }),
+            ..Matches::default()
         };
         let targets = [
             Target::Accept,
@@ -354,12 +375,14 @@ mod tests {
         for target in &targets {
             pack_rule(&mut bytes, &full, target);
             pack_rule(&mut bytes, &Matches::default(), target);
+            pack_rule(&mut bytes, &block, target);
         }
         pack_unreadable(&mut bytes);
         let mut rules = Unpacker(&bytes);
         for target in targets {
             assert_eq!(rules.next(), Some(Some((full, target))));
             assert_eq!(rules.next(), Some(Some((Matches::default(), target))));
+            assert_eq!(rules.next(), Some(Some((block, target))));
         }
         assert_eq!(rules.next(), Some(None));
         assert_eq!(rules.next(), None);

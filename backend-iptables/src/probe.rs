@@ -11,6 +11,7 @@ use proxier_netlink::{
 use crate::{
     dataplane::nft_family,
     encode,
+    legacy::{Command, Tool, ToolError},
     object::Table,
     rule::{
         CtStates, Interface, MarkMatch, Matches, Port, Recent, RecentAction, Side, Target,
@@ -71,6 +72,66 @@ pub async fn probe(netns: &NetNs) -> Suitability {
     }
     found.available = !found.families.is_empty();
     found
+}
+
+/// Finds out whether the iptables mode works on x_tables in a network namespace: see
+/// [`legacy_engine`](crate::legacy_engine()).
+///
+/// Lists the tables with iptables-legacy's programs, which may load kernel modules, as the first sync
+/// would.
+///
+/// # Cancel safety
+/// Safe to drop and to call again.
+pub async fn probe_legacy(netns: &NetNs) -> Suitability {
+    let mut found = Suitability { tcp_be_liberal: tcp_be_liberal(netns), ..Suitability::default() };
+    let inside = netns.clone();
+    let listed = tokio::task::spawn_blocking(move || list_legacy(&inside)).await;
+    match listed {
+        Ok(Ok(families)) => {
+            for (family, outcome) in families {
+                match outcome {
+                    Ok(()) => found.families.push(family),
+                    Err(reason) => found.reasons.push(format!("{family}: {reason}")),
+                }
+            }
+        }
+        Ok(Err(error)) => found.reasons.push(error.to_string()),
+        Err(error) => found.reasons.push(error.to_string()),
+    }
+    found.available = !found.families.is_empty();
+    if let Ok(mut socket) = NftSocket::open(netns) {
+        for family in Family::ALL {
+            let tables = socket.tables(nft_family(family)).await.unwrap_or_default();
+            let ours = |name: &str| Table::ALL.iter().any(|table| table.name() == name);
+            for table in tables.iter().filter(|table| ours(&table.name) && table.uses > 0) {
+                found.warnings.push(format!(
+                    "nf_tables has a table {} {} (iptables-nft?): its rules apply too, and \
+                     iptables-legacy does not list them",
+                    table.family, table.name
+                ));
+            }
+        }
+    }
+    found
+}
+
+/// A family, and why its tables could not be listed.
+type Listed = (Family, Result<(), String>);
+
+/// Lists both tables of each family; says what the tool said if it cannot.
+fn list_legacy(netns: &NetNs) -> Result<Vec<Listed>, ToolError> {
+    let tool = Tool::find(netns)?;
+    let list = |family| {
+        for table in Table::ALL {
+            let output =
+                tool.run(&Command::save(family, table)).map_err(|error| error.to_string())?;
+            if !output.succeeded() {
+                return Err(output.errors());
+            }
+        }
+        Ok(())
+    };
+    Ok(Family::ALL.map(|family| (family, list(family))).into())
 }
 
 /// Says whether connection tracking lets TCP packets outside the window pass, so that few are

@@ -36,6 +36,9 @@ impl fmt::Display for Matches<'_> {
             Port::Unasked => Ok(()),
             Port::Any => write!(f, " -m {}", transport.protocol.lower()),
             Port::Is(port) => write!(f, " -m {} --dport {port}", transport.protocol.lower()),
+            Port::Within(first, last) => {
+                write!(f, " -m {} --dport {first}:{last}", transport.protocol.lower())
+            }
         }
     }
 }
@@ -57,6 +60,9 @@ impl Matches<'_> {
         if let Some(chance) = self.chance {
             let probability = f64::from(chance) / f64::from(1_u32 << 31);
             write!(f, " -m statistic --mode random --probability {probability:.11}")?;
+        }
+        if let Some(every) = self.every {
+            write!(f, " -m statistic --mode nth --every {every} --packet 0")?;
         }
         match self.mark {
             None => Ok(()),

@@ -1,6 +1,6 @@
 //! One rule as a value: what it matches, and what it does. Borrows its texts.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, num::NonZeroU32};
 
 use ipnet::IpNet;
 use proxier_core::{Family, Protocol};
@@ -20,6 +20,8 @@ pub(crate) struct Matches<'a> {
     pub(crate) recent: Option<Recent<'a>>,
     /// Holds at random, in so many of 2^31 cases.
     pub(crate) chance: Option<u32>,
+    /// Holds for every n-th packet that gets so far, beginning with the first.
+    pub(crate) every: Option<NonZeroU32>,
     pub(crate) mark: Option<MarkMatch>,
 }
 
@@ -87,6 +89,8 @@ pub(crate) enum Port {
     Any,
     /// `-p tcp -m tcp --dport`.
     Is(u16),
+    /// From the first to the last, both included.
+    Within(u16, u16),
 }
 
 /// States of a connection.

@@ -202,7 +202,7 @@ impl<'a> View<'a> {
                     next.push(state);
                     continue;
                 }
-                if matches.chance.is_some() {
+                if matches.chance.is_some() || matches.every.is_some() {
                     next.push(state);
                 }
                 for after in self.apply(hook, target, packet, state, depth) {
@@ -272,6 +272,7 @@ fn holds(matches: &Matches<'_>, hook: BaseChain, packet: &Packet<'_>, state: &St
             && match it.port {
                 Port::Any | Port::Unasked => true,
                 Port::Is(port) => port == state.destination.port(),
+                Port::Within(first, last) => (first..=last).contains(&state.destination.port()),
             }
     });
     let states = CtStates::NEW | if state.translated { CtStates::DNAT } else { 0 };

@@ -5,7 +5,10 @@
 //! are written and read field by field at the offsets the headers give. Reading answers `None` for
 //! everything that rules of ours never say.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    num::NonZeroU32,
+};
 
 use proxier_core::Family;
 
@@ -67,6 +70,8 @@ const RECENT_NAME_BYTES: usize = 200;
 
 /// `XT_ADDRTYPE_LOCAL`
 const ADDRTYPE_LOCAL: u16 = 1 << 2;
+/// `XT_STATISTIC_MODE_NTH`
+const STATISTIC_NTH: u16 = 1;
 /// `XT_CONNTRACK_STATE`
 const CONNTRACK_STATE: u16 = 1;
 /// `XT_RECENT_CHECK`, `XT_RECENT_SET`, `XT_RECENT_REAP`
@@ -148,6 +153,23 @@ pub(crate) fn statistic(chance: u32) -> [u8; STATISTIC_BYTES] {
 
 pub(crate) fn read_statistic(info: &[u8]) -> Option<u32> {
     check(info, ne32(info, 4)?, statistic)
+}
+
+/// Holds for every n-th packet that is asked about: mode 1, and `u32 every, packet, count`, the first
+/// and the last counted from nought. iptables starts the count so that the first packet is the one.
+// KERNEL: net/netfilter/xt_statistic.c statistic_mt, v6.12: the count goes round from 0 to `every`, and
+// the match holds when it comes to 0.
+pub(crate) fn nth(every: NonZeroU32) -> [u8; STATISTIC_BYTES] {
+    let mut info = [0; STATISTIC_BYTES];
+    put(&mut info, 0, &STATISTIC_NTH.to_ne_bytes());
+    let last = every.get() - 1;
+    put(&mut info, 4, &last.to_ne_bytes());
+    put(&mut info, 12, &last.to_ne_bytes());
+    info
+}
+
+pub(crate) fn read_nth(info: &[u8]) -> Option<NonZeroU32> {
+    check(info, NonZeroU32::new(ne32(info, 4)?.checked_add(1)?)?, nth)
 }
 
 /// Source or destination is local: `u16 source; u16 dest; u32 flags`.
@@ -232,23 +254,23 @@ pub(crate) fn asks_nothing(info: &[u8]) -> bool {
 
 /// `u16 dpts[2], spts[2]; u32 chunkmap[64], chunk_match_type; u8 flag_info[4][3]; int flag_count;
 /// u32 flags, invflags`. Ports that are not asked for stay 0; chunk types that are not, 255.
-pub(crate) fn sctp(port: Option<u16>) -> [u8; SCTP_BYTES] {
+pub(crate) fn sctp(ports: Option<(u16, u16)>) -> [u8; SCTP_BYTES] {
     let mut info = [0; SCTP_BYTES];
     for at in [268, 271, 274, 277] {
         put(&mut info, at, &[u8::MAX]);
     }
-    if let Some(port) = port {
-        put(&mut info, 0, &port.to_ne_bytes());
-        put(&mut info, 2, &port.to_ne_bytes());
+    if let Some((first, last)) = ports {
+        put(&mut info, 0, &first.to_ne_bytes());
+        put(&mut info, 2, &last.to_ne_bytes());
         put(&mut info, 284, &SCTP_DEST_PORTS.to_ne_bytes());
     }
     info
 }
 
-pub(crate) fn read_sctp(info: &[u8]) -> Option<Option<u16>> {
+pub(crate) fn read_sctp(info: &[u8]) -> Option<Option<(u16, u16)>> {
     let guess = match ne32(info, 284)? {
         0 => None,
-        _ => Some(ne16(info, 0)?),
+        _ => Some((ne16(info, 0)?, ne16(info, 2)?)),
     };
     check(info, guess, sctp)
 }
@@ -340,6 +362,10 @@ mod tests {
     fn what_is_written_is_read() {
         assert_eq!(read_comment(&comment("a -> b")), Some("a -> b"));
         assert_eq!(read_statistic(&statistic(1 << 30)), Some(1 << 30));
+        for every in [1, 2, 50].map(|n| NonZeroU32::new(n).unwrap()) {
+            assert_eq!(read_nth(&nth(every)), Some(every));
+            assert_eq!(read_statistic(&nth(every)), None);
+        }
         for side in [Side::Source, Side::Destination] {
             assert_eq!(read_addrtype(&addrtype(side)), Some(side));
         }
@@ -354,7 +380,7 @@ mod tests {
             assert_eq!(read_masquerade(&masquerade_v6(not), Family::V6), Some(not));
         }
         assert!(asks_nothing(&tcp()) && asks_nothing(&udp()));
-        for port in [None, Some(0), Some(3868)] {
+        for port in [None, Some((0, 0)), Some((3868, 3868)), Some((3840, 3871))] {
             assert_eq!(read_sctp(&sctp(port)), Some(port));
         }
         for addr in ["10.1.2.3:80", "[fd00::5]:9000"] {

@@ -13,6 +13,7 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::*;
+use proxier_backend_iptables::{Config, Layout};
 use proxier_core::Family;
 use proxier_netlink::nft::{self, Expr, NftSocket, RuleFilter};
 
@@ -80,9 +81,15 @@ fn restore_input(ns: &Ns, family: Family) -> String {
 
 #[tokio::test]
 async fn iptables_makes_the_same_bytes_of_the_same_text() {
-    for env in [env(), other_env(), blind_env()] {
+    let worlds = [
+        (env(), Layout::Tree),
+        (env(), Layout::KubeProxy),
+        (other_env(), Layout::Tree),
+        (blind_env(), Layout::Tree),
+    ];
+    for (env, layout) in worlds {
         let (ours, theirs) = (Ns::new(), Ns::new());
-        let mut engine = ours.exact_engine();
+        let mut engine = ours.engine_with(Config::default().exact(true).layout(layout));
         let (_, update) = store(env, EVERYTHING);
         sync(&mut engine, update).await;
         for family in Family::ALL {
@@ -146,7 +153,8 @@ COMMIT
 #[tokio::test]
 async fn the_worked_example_is_what_kube_proxy_restores() {
     let (ours, theirs_ns) = (Ns::new(), Ns::new());
-    let mut engine = ours.exact_engine();
+    let exact = Config::default().exact(true).layout(Layout::KubeProxy);
+    let mut engine = ours.engine_with(exact.clone());
     let (_, update) = store(env(), WORKED_EXAMPLE);
     sync(&mut engine, update).await;
     theirs_ns.feed("iptables-nft-restore", &["--noflush", "--counters"], KUBE_PROXY);
@@ -154,11 +162,8 @@ async fn the_worked_example_is_what_kube_proxy_restores() {
         (expressions(&ours, Family::V4).await, expressions(&theirs_ns, Family::V4).await);
     assert_equal(&ours, &theirs);
     // Taking it over writes the marks, and what the excerpt leaves out.
-    let (mut engine, update) = (
-        theirs_ns
-            .engine_with(proxier_backend_iptables::Config::default().takeover(true).exact(true)),
-        store(env(), WORKED_EXAMPLE).1,
-    );
+    let (mut engine, update) =
+        (theirs_ns.engine_with(exact.takeover(true)), store(env(), WORKED_EXAMPLE).1);
     let report = sync(&mut engine, update).await;
     assert_eq!((report.ops.set, report.ops.del), (1, 0), "{report:?}");
     let service_chains = |all: &Rules| -> Vec<_> {

@@ -6,7 +6,7 @@ mod common;
 use std::{fmt::Write, path::Path};
 
 use common::*;
-use proxier_backend_iptables::{Config, Iptables};
+use proxier_backend_iptables::{Config, Iptables, Layout};
 use proxier_core::{Family, Proxier, Update, engine::Engine, model::NodeEnv, testing::FakeKernel};
 
 /// Everything a first start writes, one family after the other.
@@ -18,8 +18,8 @@ fn plan(env: NodeEnv, world: &str, config: &Config) -> String {
 }
 
 /// What a change from one world to another writes.
-fn change(env: NodeEnv, before: &str, after: &str) -> String {
-    let backend = || Iptables::new(Config::default()).unwrap();
+fn change(env: NodeEnv, before: &str, after: &str, config: &Config) -> String {
+    let backend = || Iptables::new(config.clone()).unwrap();
     let mut engine = Engine::new(backend(), FakeKernel::new(&backend(), 1000), &Family::ALL);
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let (_, update) = store(env.clone(), before);
@@ -28,6 +28,11 @@ fn change(env: NodeEnv, before: &str, after: &str) -> String {
     let Update::Reset { revision, node, fragments } = update else { panic!("a reset") };
     let update = Update::Reset { revision: revision.next(), node, fragments };
     engine.plan(&update).to_string()
+}
+
+/// The layout of kube-proxy.
+fn exact() -> Config {
+    Config::default().layout(Layout::KubeProxy)
 }
 
 fn check(file: &str, actual: &str) {
@@ -49,25 +54,26 @@ fn check(file: &str, actual: &str) {
 
 #[test]
 fn the_worked_example() {
-    let text = plan(env(), WORKED_EXAMPLE, &Config::default());
-    check("worked-example/plan.iptables.txt", &text);
+    check("worked-example/plan.iptables.txt", &plan(env(), WORKED_EXAMPLE, &exact()));
+    let tree = plan(env(), WORKED_EXAMPLE, &Config::default());
+    check("worked-example/plan.tree.iptables.txt", &tree);
 }
 
 #[test]
 fn everything() {
-    check("everything/plan.iptables.txt", &plan(env(), EVERYTHING, &Config::default()));
+    check("everything/plan.iptables.txt", &plan(env(), EVERYTHING, &exact()));
+    check("everything/plan.tree.iptables.txt", &plan(env(), EVERYTHING, &Config::default()));
 }
 
 #[test]
 fn everything_on_another_node() {
-    let config =
-        Config::default().prefix("CUBE").masquerade_bit(31).drop_invalid(false).random_fully(false);
+    let config = exact().prefix("CUBE").masquerade_bit(31).drop_invalid(false).random_fully(false);
     check("everything/plan.other-node.iptables.txt", &plan(other_env(), EVERYTHING, &config));
 }
 
 #[test]
 fn everything_without_a_detector() {
-    check("everything/plan.blind.iptables.txt", &plan(blind_env(), EVERYTHING, &Config::default()));
+    check("everything/plan.blind.iptables.txt", &plan(blind_env(), EVERYTHING, &exact()));
 }
 
 #[test]
@@ -79,5 +85,9 @@ fn an_endpoint_goes() {
             text
         },
     );
-    check("worked-example/change.iptables.txt", &change(env(), WORKED_EXAMPLE, &after));
+    // The layout makes no difference to it.
+    for config in [exact(), Config::default()] {
+        let change = change(env(), WORKED_EXAMPLE, &after, &config);
+        check("worked-example/change.iptables.txt", &change);
+    }
 }

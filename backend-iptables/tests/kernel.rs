@@ -15,7 +15,7 @@ use std::{
 };
 
 use common::*;
-use proxier_backend_iptables::{Config, Iptables, IptablesDataplane, probe};
+use proxier_backend_iptables::{Config, Iptables, IptablesDataplane, Layout, probe};
 use proxier_core::{
     Family, Proxier, Update,
     model::{Event, NodeEnv, ObjectKey},
@@ -94,7 +94,7 @@ async fn jumps_stand_in_the_order_people_know() {
 #[tokio::test]
 async fn services_stand_in_order_and_node_ports_last() {
     let ns = Ns::new();
-    let mut engine = ns.engine();
+    let mut engine = ns.engine_with(Config::default().layout(Layout::KubeProxy));
     let (mut store, update) = store(other_env(), EVERYTHING);
     sync(&mut engine, update).await;
     let rules = |ns: &Ns| -> Vec<String> {
@@ -181,7 +181,7 @@ async fn an_audit_repairs_what_others_did() {
 #[tokio::test]
 async fn rules_that_must_be_last_are_put_back_there() {
     let ns = Ns::new();
-    let mut engine = ns.exact_engine();
+    let mut engine = ns.engine_with(Config::default().exact(true).layout(Layout::KubeProxy));
     let (_, update) = store(env(), EVERYTHING);
     sync(&mut engine, update).await;
     let chain = ["-t", "nat", "-S", "KUBE-SERVICES"];

@@ -7,7 +7,10 @@ use common::*;
 use proxier_backend_iptables::{Config, Iptables};
 use proxier_core::{
     Update,
-    ir::{Fragment, FrontendKind, NodeView, Pool, Snat, SourceFilter, Verdict, Verdicts, WayIn},
+    ir::{
+        Balance, Fragment, FrontendKind, NodeView, Pool, Snat, SourceFilter, Verdict, Verdicts,
+        WayIn,
+    },
     spi::{Backend, Objects, PlanError},
 };
 
@@ -108,4 +111,13 @@ fn interfaces_that_cannot_be() {
         });
         assert!(text.contains("interface"), "{text}");
     }
+}
+
+#[test]
+fn turns_with_different_weights_are_refused() {
+    let reason = refusal(|_, fragment| {
+        fragment.balance = Balance::RoundRobin;
+        fragment.cluster[0].weight = 3.try_into().unwrap();
+    });
+    assert!(reason.contains("round robin over endpoints with different weights"), "{reason}");
 }

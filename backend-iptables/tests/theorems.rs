@@ -11,7 +11,7 @@ mod common;
 
 use common::*;
 use proptest::{collection::vec, prelude::*};
-use proxier_backend_iptables::{Config, Iptables};
+use proxier_backend_iptables::{Config, Iptables, Layout};
 use proxier_core::{
     Family, Proxier, Update,
     engine::Engine,
@@ -97,10 +97,12 @@ proptest! {
     fn the_kernel_holds_what_any_history_says(
         history in vec(generate::burst(), 1..8),
         exact: bool,
+        layout in prop_oneof![Just(Layout::Tree), Just(Layout::KubeProxy)],
     ) {
         block_on(async {
             let ns = Ns::new();
-            let mut engine = ns.engine_with(Config::default().exact(exact));
+            let config = Config::default().exact(exact).layout(layout);
+            let mut engine = ns.engine_with(config.clone());
             let (mut store, first) = empty_store();
             sync(&mut engine, first).await;
             for burst in history {
@@ -117,7 +119,7 @@ proptest! {
                     assert_eq!(listed, in_any_order(&rules_of(&engine.predicted(family), table)));
                 }
             }
-            let report = sync(&mut ns.engine(), store.reset()).await;
+            let report = sync(&mut ns.engine_with(config), store.reset()).await;
             assert_eq!(report.ops.total(), 0, "a restart changes nothing");
             engine.cleanup().await.unwrap();
             assert_eq!(ns.run("nft", &["list", "ruleset"]), "");

@@ -1,7 +1,7 @@
 //! Runs conformance cases against the packet model, a fake kernel or a real one.
 //!
 //! `cargo run --release --example conformance -- --cases FILE [--mode M] [--kernel model|fake|real]
-//! [--id N]... [--json]`
+//! [--legacy] [--id N]... [--json]`; `--legacy` has the iptables mode write to x_tables.
 //!
 //! Prints one line for each case and, last, `N passed, N failed, N not applicable`. Exit code 0 when
 //! nothing failed, 1 when something did, 2 for a call that makes no sense. A real kernel needs root
@@ -12,14 +12,15 @@ mod subjects;
 
 use std::{fs, path::PathBuf, process::ExitCode};
 
-use proxier::Mode;
+use async_trait::async_trait;
+use proxier::{BackendFactory, Mode, OpenContext, OpenError, Proxier, Suitability, Xtables};
 use proxier_testkit::{
     cases::{CaseFile, Kernel, RealKernel, Subject, Summary, run},
     lab,
 };
 
 const USAGE: &str = "usage: conformance [--cases FILE] [--mode iptables|ipvs|nftables|userspace] \
-                     [--kernel model|fake|real] [--id N]... [--json]";
+                     [--kernel model|fake|real] [--legacy] [--id N]... [--json]";
 
 /// The cases that come with the project.
 const CASES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/proxier-testkit/cases/cases.yaml");
@@ -29,6 +30,8 @@ struct Args {
     /// The modes of this build when none is asked for.
     modes: Vec<Mode>,
     kernel: Which,
+    /// The iptables mode writes to x_tables.
+    legacy: bool,
     /// All when empty.
     ids: Vec<u64>,
     json: bool,
@@ -72,6 +75,7 @@ fn args(mut parser: lexopt::Parser) -> Result<Option<Args>, lexopt::Error> {
         cases: CASES.into(),
         modes: Vec::new(),
         kernel: Which::Model,
+        legacy: false,
         ids: Vec::new(),
         json: false,
     };
@@ -91,6 +95,7 @@ fn args(mut parser: lexopt::Parser) -> Result<Option<Args>, lexopt::Error> {
                 };
             }
             Long("id") => args.ids.push(parser.value()?.parse()?),
+            Long("legacy") => args.legacy = true,
             Long("json") => args.json = true,
             Long("help") | Short('h') => return Ok(None),
             Long(_) | Short(_) | Value(_) => return Err(arg.unexpected()),
@@ -127,6 +132,7 @@ fn conformance(args: &Args) -> Result<Summary, String> {
         if let (Which::Real, [mode]) = (args.kernel, modes) {
             let factory = proxier::factory(*mode);
             let factory = factory.ok_or_else(|| format!("{mode} is not part of this build"))?;
+            let factory = if args.legacy { Box::new(OnXtables(factory)) } else { factory };
             real = Some(RealKernel::new(factory).map_err(|error| error.to_string())?);
         }
         let mut kernel = match (args.kernel, &mut real) {
@@ -154,4 +160,30 @@ fn conformance(args: &Args) -> Result<Summary, String> {
         println!("{summary}");
     }
     Ok(summary)
+}
+
+/// A factory that asks for x_tables.
+struct OnXtables(Box<dyn BackendFactory>);
+
+impl OnXtables {
+    fn context(context: &OpenContext) -> OpenContext {
+        let mut context = context.clone();
+        context.xtables = Xtables::Legacy;
+        context
+    }
+}
+
+#[async_trait]
+impl BackendFactory for OnXtables {
+    fn mode(&self) -> Mode {
+        self.0.mode()
+    }
+
+    async fn probe(&self, context: &OpenContext) -> Suitability {
+        self.0.probe(&Self::context(context)).await
+    }
+
+    async fn open(&self, context: &OpenContext) -> Result<Box<dyn Proxier>, OpenError> {
+        self.0.open(&Self::context(context)).await
+    }
 }

@@ -70,7 +70,7 @@ mod iptables {
         sim::{Packet, Remembered},
     };
     use proxier_backend_iptables::{
-        Config, Iptables as Backend,
+        Config, Iptables as Backend, Layout,
         names::{ServiceChain, endpoint_chain, service_chain},
         view::{Fate, Packet as ViewPacket, View},
     };
@@ -84,8 +84,9 @@ mod iptables {
 
     pub(super) struct Iptables;
 
-    fn engine() -> Result<Engine<Backend, FakeKernel<Backend>>, String> {
-        let backend = Backend::new(Config::default()).map_err(|error| error.to_string())?;
+    fn engine(layout: Layout) -> Result<Engine<Backend, FakeKernel<Backend>>, String> {
+        let config = Config::default().layout(layout);
+        let backend = Backend::new(config).map_err(|error| error.to_string())?;
         let kernel = FakeKernel::new(&backend, usize::MAX);
         Ok(Engine::new(backend, kernel, &Family::ALL))
     }
@@ -127,11 +128,11 @@ mod iptables {
                 let (kind, _) = name.strip_prefix(PREFIX)?.strip_prefix('-')?.split_once('-')?;
                 Some(kind.to_owned())
             };
-            count(&engine()?, &update, service, family, kind).map(Some)
+            count(&engine(Layout::KubeProxy)?, &update, service, family, kind).map(Some)
         }
 
         fn fake(&self) -> Option<Box<dyn FakeNode>> {
-            Some(Box::new(Fake { engine: engine().ok()? }))
+            Some(Box::new(Fake { engine: engine(Layout::Tree).ok()? }))
         }
     }
 

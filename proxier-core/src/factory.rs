@@ -27,6 +27,21 @@ pub struct OpenContext {
     pub masquerade_bit: u8,
     /// Take over what another proxier left behind, instead of refusing to start beside it.
     pub takeover: bool,
+    /// Which of the kernel's two packet filters the iptables mode writes to.
+    pub xtables: Xtables,
+}
+
+/// The kernel's two packet filters that iptables can write to.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum Xtables {
+    /// nf_tables, or x_tables where the kernel has no nf_tables.
+    #[default]
+    Auto,
+    /// x_tables, as `iptables-legacy` does, with its programs.
+    Legacy,
+    /// nf_tables, as `iptables-nft` does.
+    Nft,
 }
 
 impl Default for OpenContext {
@@ -38,6 +53,7 @@ impl Default for OpenContext {
             prefix: None,
             masquerade_bit: 14,
             takeover: false,
+            xtables: Xtables::Auto,
         }
     }
 }

@@ -51,9 +51,7 @@
 //!
 //! # Features
 //!
-//! | Feature | Adds |
-//! |---|---|
-//! | `links` | `dummy`: a dummy link and its addresses, through the crate `rtnetlink` |
+//! None.
 
 #![deny(unsafe_op_in_unsafe_fn)]
 
@@ -61,8 +59,6 @@ mod ack;
 mod batch;
 pub mod ct;
 mod dec;
-#[cfg(feature = "links")]
-pub mod dummy;
 mod enc;
 pub mod ipvs;
 mod netns;

@@ -12,9 +12,10 @@ use proxier_core::{
 use super::{Compiler, mixed, unsupported, write_or_cut};
 use crate::{
     names::ServiceChain,
-    object::{ChainKind, Key, Place, RulesBuilder, Table, Value},
+    object::{ChainKind, Key, Place, RulesBuilder, Value},
     render::canonical,
     rule::{Matches, Net, Port, Side, Target, Transport},
+    tree::Tree,
     xt::cut,
 };
 
@@ -42,10 +43,10 @@ impl Compiler<'_> {
             let external = self.external_policy(frontend)?;
             match external {
                 External::Drop | External::Local { has_local: false, .. } => {
-                    self.refuse(self.names.external_services, frontend, Verdict::Drop);
+                    self.refuse(Tree::External, frontend, Verdict::Drop);
                 }
                 External::Reject => {
-                    self.refuse(self.names.external_services, frontend, Verdict::Reject);
+                    self.refuse(Tree::External, frontend, Verdict::Reject);
                 }
                 External::Cluster | External::Local { .. } => {}
             }
@@ -104,30 +105,25 @@ impl Compiler<'_> {
 
     /// The way from the node's address, or one from outside, to the fragment's chains.
     fn let_in(&mut self, frontend: &Frontend) {
-        let (chain, what) = match frontend.kind {
-            FrontendKind::NodePort => (self.names.node_ports, ""),
-            FrontendKind::LoadBalancer => (self.names.services, " loadbalancer IP"),
-            FrontendKind::ExternalIp | FrontendKind::ClusterIp => {
-                (self.names.services, " external IP")
-            }
+        let (tree, what) = match frontend.kind {
+            FrontendKind::NodePort => (Tree::NodePorts, ""),
+            FrontendKind::LoadBalancer => (Tree::Services, " loadbalancer IP"),
+            FrontendKind::ExternalIp | FrontendKind::ClusterIp => (Tree::Services, " external IP"),
         };
         let to = match frontend.sources {
             Some(_) => ServiceChain::Firewall,
             None => ServiceChain::External,
         };
         self.say(|text| text.write_str(what));
-        let key = self.nat_entry(chain, &frontend.key);
         let to = self.service_chain(to);
-        self.out.own(key, Value::entry(&Target::Jump(to.as_str()), Place::Head));
+        self.lead(tree, frontend, &Target::Jump(to.as_str()));
     }
 
     /// Drops what the firewall chain did not let through: only that still has this destination.
     fn fence(&mut self, frontend: &Frontend) {
         let firewall = self.service_chain(ServiceChain::Firewall);
         self.say(|text| write!(text, " traffic not accepted by {firewall}"));
-        let matches = self.address(&frontend.key);
-        let key = Key::entry(self.family, Table::Filter, self.names.proxy_firewall, &matches);
-        self.out.own(key, Value::entry(&Target::Drop, Place::Head));
+        self.lead(Tree::Firewall, frontend, &Target::Drop);
     }
 
     fn external_chain(&mut self, external: External) {
@@ -189,6 +185,8 @@ impl Compiler<'_> {
     }
 
     fn health_check(&mut self, port: NonZeroU16) {
+        let way = Tree::Health.to_port(self.prefix, Protocol::Tcp, port.get());
+        let chain = self.grow(Tree::Health, way);
         self.say(|text| text.write_str(" health check node port"));
         let transport = Transport { protocol: Protocol::Tcp, port: Port::Is(port.get()) };
         let matches = Matches {
@@ -196,7 +194,7 @@ impl Compiler<'_> {
             transport: Some(transport),
             ..Matches::default()
         };
-        let key = Key::entry(self.family, Table::Filter, self.names.node_ports, &matches);
+        let key = Key::entry(self.family, Tree::Health.table(), chain, &matches);
         self.out.own(key, Value::entry(&Target::Accept, Place::Head));
     }
 }

@@ -1,23 +1,26 @@
 //! From a fragment to chains and rules, as kube-proxy writes them. Pure.
 
 mod external;
+mod pool;
 
 use std::{fmt::Write, net::SocketAddr};
 
 use proxier_core::{
     Family, Protocol,
     ir::{
-        Detector, FamilyView, Fragment, Frontend, FrontendKey, FrontendKind, Member, Pool, Snat,
+        Balance, Detector, FamilyView, Fragment, Frontend, FrontendKey, FrontendKind, Pool, Snat,
         Verdict, Verdicts, WayIn,
     },
     spi::{Objects, PlanError},
 };
 
 use crate::{
+    config::{Config, Layout},
     names::{ChainName, FixedNames, PortHash, ServiceChain},
-    object::{ChainKind, Key, Place, RulesBuilder, Table, Value},
+    object::{ChainKind, Content, Key, Place, RulesBuilder, Table, Value},
     render::canonical,
     rule::{Interface, Matches, Net, Port, Recent, RecentAction, Side, Target, Transport},
+    tree::Tree,
     xt::cut,
 };
 
@@ -28,6 +31,7 @@ const INTERFACE_BYTES: usize = 15;
 /// What a fragment's rules have in common.
 pub(crate) struct Compiler<'a> {
     prefix: &'a str,
+    layout: Layout,
     names: &'a FixedNames,
     node: &'a FamilyView,
     fragment: &'a Fragment,
@@ -57,7 +61,7 @@ fn unsupported(reason: impl Into<String>) -> PlanError {
 
 impl<'a> Compiler<'a> {
     pub(crate) fn new(
-        prefix: &'a str,
+        config: &'a Config,
         names: &'a FixedNames,
         node: &'a FamilyView,
         fragment: &'a Fragment,
@@ -66,7 +70,18 @@ impl<'a> Compiler<'a> {
         let (text, protocol) = (fragment.id.port_text(), fragment.id.protocol);
         let hash = PortHash::new(&text, protocol);
         let comment = String::with_capacity(text.len() + 80);
-        Self { prefix, names, node, fragment, family: fragment.id.family, text, hash, out, comment }
+        Self {
+            prefix: &config.prefix,
+            layout: config.layout,
+            names,
+            node,
+            fragment,
+            family: fragment.id.family,
+            text,
+            hash,
+            out,
+            comment,
+        }
     }
 
     /// Declares all objects of the fragment.
@@ -112,11 +127,11 @@ impl<'a> Compiler<'a> {
     ) -> Result<Option<(Pool, FrontendKey, Masquerade)>, PlanError> {
         match frontend.verdicts.rows() {
             [Verdict::Reject, Verdict::Reject, Verdict::Reject] => {
-                self.refuse(self.names.services, frontend, Verdict::Reject);
+                self.refuse(Tree::Refused, frontend, Verdict::Reject);
                 Ok(None)
             }
             [Verdict::Drop, Verdict::Drop, Verdict::Drop] => {
-                self.refuse(self.names.services, frontend, Verdict::Drop);
+                self.refuse(Tree::Refused, frontend, Verdict::Drop);
                 Ok(None)
             }
             [
@@ -127,8 +142,7 @@ impl<'a> Compiler<'a> {
                 let masquerade = self.cluster_ip_masquerade([pod, node, external])?;
                 let chain = self.service_chain(pool_chain(pool));
                 self.say(|text| write!(text, " cluster IP"));
-                let key = self.nat_entry(self.names.services, &frontend.key);
-                self.out.own(key, Value::entry(&Target::Jump(chain.as_str()), Place::Head));
+                self.lead(Tree::Services, frontend, &Target::Jump(chain.as_str()));
                 Ok(Some((pool, frontend.key, masquerade)))
             }
             _ => Err(unsupported(mixed(frontend))),
@@ -146,46 +160,6 @@ impl<'a> Compiler<'a> {
             }
             _ => Err(unsupported("a cluster IP that masquerades some of the sources only")),
         }
-    }
-
-    /// The chain that picks an endpoint of a pool, if the pool has any.
-    fn pool(
-        &mut self,
-        pool: Pool,
-        internal: &[(Pool, FrontendKey, Masquerade)],
-        endpoints: &[Endpoint],
-    ) {
-        let members = self.fragment.pool(pool);
-        if members.is_empty() {
-            return;
-        }
-        let kind = pool_chain(pool);
-        let name = self.service_chain(kind);
-        let mut rules = RulesBuilder::new(&name);
-        for (_, key, masquerade) in internal.iter().filter(|it| it.0 == pool) {
-            self.masquerade_cluster_ip(&mut rules, key, *masquerade);
-        }
-        let chain_of = |member: &Member| {
-            let index = endpoints.binary_search_by_key(&member.addr, |endpoint| endpoint.0);
-            index.ok().and_then(|index| endpoints.get(index)).copied()
-        };
-        if let Some(seconds) = self.fragment.affinity {
-            for (addr, chain) in members.iter().filter_map(chain_of) {
-                let recent = Some(self.recent(&chain, RecentAction::Check(seconds.get())));
-                let comment = self.endpoint_comment(addr);
-                let matches = Matches { comment: Some(comment), recent, ..Matches::default() };
-                rules.push(&matches, &Target::Jump(chain.as_str()));
-            }
-        }
-        let mut left = members.len();
-        for (addr, chain) in members.iter().filter_map(chain_of) {
-            let chance = (left > 1).then(|| one_in(left));
-            let comment = self.endpoint_comment(addr);
-            let matches = Matches { comment: Some(comment), chance, ..Matches::default() };
-            rules.push(&matches, &Target::Jump(chain.as_str()));
-            left -= 1;
-        }
-        self.own_chain(ChainKind::Service(kind), name, rules);
     }
 
     fn masquerade_cluster_ip(
@@ -207,18 +181,40 @@ impl<'a> Compiler<'a> {
     }
 
     /// Rejects or drops what comes to a frontend.
-    fn refuse(&mut self, chain: ChainName, frontend: &Frontend, verdict: Verdict) {
+    fn refuse(&mut self, tree: Tree, frontend: &Frontend, verdict: Verdict) {
         let (what, target) = match verdict {
             Verdict::Reject => (" has no endpoints", Target::Reject(self.family)),
             Verdict::Drop | Verdict::Forward { .. } => (" has no local endpoints", Target::Drop),
         };
         self.say(|text| text.write_str(what));
+        self.lead(tree, frontend, &target);
+    }
+
+    /// What packets to a frontend meet; the comment is the one under construction.
+    fn lead(&mut self, tree: Tree, frontend: &Frontend, target: &Target<'_>) {
+        let chain = self.grow(tree, tree.way(self.prefix, &frontend.key));
         let mut matches = self.address(&frontend.key);
-        if let WayIn::Node(_) = frontend.key.way_in {
+        if tree == Tree::External && matches!(frontend.key.way_in, WayIn::Node(_)) {
             matches.local = Some(Side::Destination);
         }
-        let key = Key::entry(self.family, Table::Filter, chain, &matches);
-        self.out.own(key, Value::entry(&target, Place::Head));
+        let key = Key::entry(self.family, tree.table(), chain, &matches);
+        self.out.own(key, Value::entry(target, Place::Head));
+    }
+
+    /// Declares the chains on a way, and returns the last.
+    fn grow(&mut self, tree: Tree, way: Vec<(Matches<'static>, ChainName)>) -> ChainName {
+        let mut chain = tree.root(self.names);
+        if self.layout == Layout::KubeProxy {
+            return chain;
+        }
+        for (matches, next) in way {
+            let jump = Key::entry(self.family, tree.table(), chain, &matches);
+            self.out.share(jump, Value::entry(&Target::Jump(next.as_str()), Place::Head));
+            let branch = Key::chain(self.family, tree.table(), ChainKind::Branch, next);
+            self.out.share(branch, Value(Content::Shared));
+            chain = next;
+        }
+        chain
     }
 
     fn protocol(&self) -> Protocol {
@@ -231,11 +227,6 @@ impl<'a> Compiler<'a> {
 
     fn own_chain(&mut self, kind: ChainKind, name: ChainName, rules: RulesBuilder) {
         self.out.own(Key::chain(self.family, Table::Nat, kind, name), rules.build());
-    }
-
-    /// The key of a rule in a shared nat chain that has the comment under construction.
-    fn nat_entry(&self, chain: ChainName, key: &FrontendKey) -> Key {
-        Key::entry(self.family, Table::Nat, chain, &self.address(key))
     }
 
     /// Matches a frontend; the comment is the one under construction.
@@ -309,6 +300,11 @@ const fn pool_chain(pool: Pool) -> ServiceChain {
 
 /// Refuses what the chains have no place for, wherever it is.
 fn check(fragment: &Fragment) -> Result<(), PlanError> {
+    if fragment.balance == Balance::RoundRobin && fragment.is_weighted() {
+        return Err(unsupported(
+            "round robin over endpoints with different weights; random spreading can do that",
+        ));
+    }
     for frontend in &fragment.frontends {
         let FrontendKey { way_in, protocol, .. } = frontend.key;
         if protocol != fragment.id.protocol {
@@ -345,39 +341,5 @@ pub(crate) fn check_detector(node: &FamilyView) -> Result<(), PlanError> {
             Err(unsupported(format!("a pod detector for interface {name:?}")))
         }
         _ => Ok(()),
-    }
-}
-
-/// The probability 1/n in units of 2^-31, by way of the ten decimals that kube-proxy writes.
-// K8S: pkg/proxy/iptables/proxier.go computeProbability prints `%0.10f`, v1.36; iptables then rounds
-// the product with 2^31. Rules that kube-proxy wrote are thereby found equal.
-fn one_in(n: usize) -> u32 {
-    const DECIMALS: u64 = 10_000_000_000;
-    let n = u64::try_from(n).unwrap_or(u64::MAX);
-    let (quotient, rest) = (DECIMALS / n, DECIMALS % n);
-    let up = match (rest * 2).cmp(&n) {
-        std::cmp::Ordering::Less => 0,
-        std::cmp::Ordering::Equal => quotient % 2,
-        std::cmp::Ordering::Greater => 1,
-    };
-    let scaled = ((quotient + up) * (1 << 31) + DECIMALS / 2) / DECIMALS;
-    u32::try_from(scaled).unwrap_or(u32::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn probabilities_are_those_of_the_ten_decimals() {
-        assert_eq!(one_in(2), 1 << 30);
-        assert_eq!(one_in(3), 715_827_883);
-        for n in 2..5000 {
-            #[expect(clippy::cast_precision_loss, reason = "n is small")]
-            let text = format!("{:.10}", 1.0 / n as f64);
-            let value: f64 = text.parse().unwrap();
-            let expected = (value * f64::from(1_u32 << 31)).round();
-            assert_eq!(f64::from(one_in(n)), expected, "{n}");
-        }
     }
 }

@@ -14,6 +14,7 @@ use crate::{
     pack::Unpacker,
     rule::{Matches, Target},
     skeleton::jumps,
+    tree::is_branch,
 };
 
 /// Bytes kept free of a transaction's limit: more than the longest rule of ours.
@@ -325,7 +326,7 @@ fn dress<'a>(
 }
 
 /// Says whether a chain with this name in this table is one of ours, and of which kind.
-pub(super) fn our_chain(
+pub(crate) fn our_chain(
     prefix: &str,
     names: &FixedNames,
     table: Table,
@@ -346,11 +347,15 @@ pub(super) fn our_chain(
     if fixed.iter().any(|name| name.as_str() == chain) {
         return Some(ChainKind::Fixed);
     }
+    if is_branch(prefix, table, chain) {
+        return Some(ChainKind::Branch);
+    }
     if table != Table::Nat {
         return None;
     }
     service_kind(prefix, chain).map(|kind| match kind {
         ServiceKind::Endpoint => ChainKind::Endpoint,
+        ServiceKind::Part => ChainKind::Part,
         ServiceKind::Port(kind) => ChainKind::Service(kind),
     })
 }

@@ -7,37 +7,39 @@ mod read;
 mod wipe;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
 use proxier_core::{
-    ByFamily, Family,
+    ByFamily, Count, Family,
     conntrack::FlowFilter,
     spi::{CommitError, Dataplane},
 };
 use proxier_netlink::{
     NetNs, OpenError,
     ct::Conntrack,
-    nft::{Committed, NftSocket, RuleFilter, TableDump, Transaction},
+    nft::{Committed, Expr, NftSocket, RuleFilter, RuleRef, TableDump, Transaction},
     spi::{self, read_error},
 };
 use tracing::{debug, trace};
 
-pub(crate) use self::batch::nft_family;
 use self::{
     batch::{Batch, Context, UnknownHandle},
     error::Failure,
     handles::Handles,
+};
+pub(crate) use self::{
+    batch::{nft_family, our_chain},
     read::{Objects, Scope},
 };
 use crate::{
     backend::{Iptables, Op},
     config::Config,
-    names::FixedNames,
-    object::{BaseChain, ChainKind, Content, Key, Object, Table, Value},
+    names::{ChainName, FixedNames},
+    object::{ChainKind, Content, Key, Object, Table, Value},
 };
 
 /// Operations sent at once where the socket takes large batches.
@@ -156,23 +158,29 @@ impl IptablesDataplane {
         }
     }
 
-    /// Reads the handles of all shared rules.
-    async fn load_handles(&mut self, family: Family) -> Result<(), CommitError> {
+    /// Reads the handles of all rules in the chains where operations need some that are not known.
+    async fn load_handles(&mut self, family: Family, ops: &[Op]) -> Result<(), CommitError> {
         let scope = Scope::new(family, &self.config.prefix, &self.names);
-        let mut chains: Vec<_> = crate::skeleton::shared_chains(&self.names, true)
-            .into_iter()
-            .map(|(table, name)| (table, name.as_str().to_owned()))
-            .collect();
-        chains.extend(BaseChain::ALL.map(|chain| (chain.table(), chain.name().to_owned())));
         let handles = &mut self.families.of_mut(family).handles;
-        handles.clear();
-        for (table, chain) in chains {
-            let filter = RuleFilter::chain(nft_family(family), table.name(), &chain);
-            let start = || scope.chain(table, &chain);
+        let chains: BTreeSet<_> = ops
+            .iter()
+            .filter(|op| !matches!(op, Op::Add(..)) && handles.find(op.key()).is_none())
+            .filter_map(|op| match &op.key().0 {
+                Object::Entry { table, chain, .. } => Some((*table, *chain)),
+                Object::Table { .. }
+                | Object::Base { .. }
+                | Object::Chain { .. }
+                | Object::Foreign { .. } => None,
+            })
+            .collect();
+        for (table, chain) in &chains {
+            let filter = RuleFilter::chain(nft_family(family), table.name(), chain.as_str());
+            let start = || scope.chain(*table, chain.as_str());
             let read = self.nft.fold_rules(filter, start, |reader, rule| reader.read(&rule));
-            read.await.map_err(read_error)?.finish(&mut Objects::new(), handles);
+            let read = read.await.map_err(read_error)?;
+            read.finish(&mut Objects::new(), |key, handle| handles.insert(key, handle));
         }
-        debug!(%family, "read the handles of shared rules");
+        debug!(%family, chains = chains.len(), "read the handles of shared rules");
         Ok(())
     }
 
@@ -200,35 +208,40 @@ impl IptablesDataplane {
             ours && usize::try_from(uses).is_ok_and(|uses| uses <= removed)
         }))
     }
+}
 
-    /// Refuses to go on where the chains are another proxier's.
-    fn admit(&mut self, family: Family, found: &Objects) -> Result<(), CommitError> {
-        let state = self.families.of_mut(family);
-        if state.admitted || self.config.takeover {
-            state.admitted = true;
-            return Ok(());
-        }
-        let fixed = |name| Key::chain(family, Table::Nat, ChainKind::Fixed, name);
-        let (services, mark) = (fixed(self.names.services), fixed(self.names.mark_masq));
-        let marked = match found.get(&mark) {
-            Some(Value(Content::Rules(rules))) => {
-                let mut rules = rules.iter().peekable();
-                rules.peek().is_none() || rules.flatten().any(|(matches, _)| matches.owned)
-            }
-            _ => true,
-        };
-        if found.contains_key(&services) && !marked {
-            return Err(CommitError::Foreign {
-                object: services.to_string(),
-                hint:
-                    "it was made by another proxier (kube-proxy?); stop that and clean up, choose \
-                       another prefix, or set takeover"
-                        .to_owned(),
-            });
-        }
-        state.admitted = true;
-        Ok(())
+/// Refuses to go on where the chains are another proxier's; `admitted` says that they were found not
+/// to be.
+pub(crate) fn check_admission(
+    config: &Config,
+    names: &FixedNames,
+    family: Family,
+    found: &Objects,
+    admitted: &mut bool,
+) -> Result<(), CommitError> {
+    if *admitted || config.takeover {
+        *admitted = true;
+        return Ok(());
     }
+    let fixed = |name| Key::chain(family, Table::Nat, ChainKind::Fixed, name);
+    let (services, mark) = (fixed(names.services), fixed(names.mark_masq));
+    let marked = match found.get(&mark) {
+        Some(Value(Content::Rules(rules))) => {
+            let mut rules = rules.iter().peekable();
+            rules.peek().is_none() || rules.flatten().any(|(matches, _)| matches.owned)
+        }
+        _ => true,
+    };
+    if found.contains_key(&services) && !marked {
+        return Err(CommitError::Foreign {
+            object: services.to_string(),
+            hint: "it was made by another proxier (kube-proxy?); stop that and clean up, choose \
+                   another prefix, or set takeover"
+                .to_owned(),
+        });
+    }
+    *admitted = true;
+    Ok(())
 }
 
 /// Why operations were not sent, or not taken.
@@ -266,7 +279,7 @@ impl Dataplane<Iptables> for IptablesDataplane {
             Err(Sent::Failed(error)) => return Err(error),
             Err(Sent::NeedsHandles) => {}
         }
-        self.load_handles(family).await?;
+        self.load_handles(family, ops).await?;
         match self.send(family, ops).await {
             Ok(()) => Ok(()),
             Err(Sent::Failed(error)) => Err(error),
@@ -302,10 +315,12 @@ impl Dataplane<Iptables> for IptablesDataplane {
             let filter = RuleFilter::chain(kernel, table.name(), chain);
             let start = || scope.chain(table, chain);
             let read = self.nft.fold_rules(filter, start, |reader, rule| reader.read(&rule));
-            read.await.map_err(read_error)?.finish(&mut found, handles);
+            let read = read.await.map_err(read_error)?;
+            read.finish(&mut found, |key, handle| handles.insert(key, handle));
         }
         scope.drop_foreign_firewall(&mut found, &chains);
-        self.admit(family, &found)?;
+        let admitted = &mut self.families.of_mut(family).admitted;
+        check_admission(&self.config, &self.names, family, &found, admitted)?;
         debug!(%family, objects = found.len(), "read back");
         Ok(found)
     }
@@ -321,6 +336,25 @@ impl Dataplane<Iptables> for IptablesDataplane {
         spi::combine(errors)
     }
 
+    /// What the last rule of each endpoint's chain counted.
+    async fn read_counters(&mut self, family: Family) -> Result<BTreeMap<Key, Count>, CommitError> {
+        let kernel = nft_family(family);
+        let chains = self.nft.chains(kernel).await.map_err(read_error)?;
+        let mut counts = BTreeMap::new();
+        for chain in chains.iter().filter(|chain| chain.table == Table::Nat.name()) {
+            let kind = our_chain(&self.config.prefix, &self.names, Table::Nat, &chain.name);
+            if kind != Some(ChainKind::Endpoint) {
+                continue;
+            }
+            let Some(name) = ChainName::new(&chain.name) else { continue };
+            let filter = RuleFilter::chain(kernel, Table::Nat.name(), &chain.name);
+            let last = self.nft.fold_rules(filter, || None, |last, rule| *last = packets(&rule));
+            let count = Count { connections: last.await.map_err(read_error)?, ..Count::default() };
+            counts.insert(Key::chain(family, Table::Nat, ChainKind::Endpoint, name), count);
+        }
+        Ok(counts)
+    }
+
     async fn forget_flows(
         &mut self,
         family: Family,
@@ -332,6 +366,14 @@ impl Dataplane<Iptables> for IptablesDataplane {
     fn batch_limit(&self) -> usize {
         (self.nft.max_batch_bytes() / OP_BYTES).clamp(1, BATCH_OPS)
     }
+}
+
+/// How many packets passed a rule.
+fn packets(rule: &RuleRef<'_>) -> Option<u64> {
+    rule.exprs().find_map(|expr| {
+        let Expr::Counter { packets, .. } = expr else { return None };
+        Some(packets)
+    })
 }
 
 impl fmt::Debug for IptablesDataplane {

@@ -5,10 +5,7 @@ use std::collections::{BTreeMap, HashMap, btree_map};
 use proxier_core::Family;
 use proxier_netlink::nft::{ChainDump, RuleRef};
 
-use super::{
-    batch::{hook, our_chain},
-    handles::Handles,
-};
+use super::batch::{hook, our_chain};
 use crate::{
     encode::{self, OBJECT_MARK},
     names::{ChainName, FixedNames},
@@ -18,19 +15,19 @@ use crate::{
 };
 
 /// Everything of ours in a family.
-pub(super) type Objects = BTreeMap<Key, Value>;
+pub(crate) type Objects = BTreeMap<Key, Value>;
 
 /// What to look for.
-pub(super) struct Scope<'a> {
-    pub(super) family: Family,
-    pub(super) prefix: &'a str,
-    pub(super) names: &'a FixedNames,
+pub(crate) struct Scope<'a> {
+    pub(crate) family: Family,
+    pub(crate) prefix: &'a str,
+    pub(crate) names: &'a FixedNames,
     /// The jumps that rules of ours make, and where to.
     jumps: HashMap<Key, ChainName>,
 }
 
 impl<'a> Scope<'a> {
-    pub(super) fn new(family: Family, prefix: &'a str, names: &'a FixedNames) -> Self {
+    pub(crate) fn new(family: Family, prefix: &'a str, names: &'a FixedNames) -> Self {
         let jumps = jumps(names).iter().map(|jump| (jump.key(family), jump.to)).collect();
         Self { family, prefix, names, jumps }
     }
@@ -56,7 +53,7 @@ impl<'a> Scope<'a> {
             let kind = our_chain(self.prefix, self.names, table, &chain.name);
             let ours = kind.zip(ChainName::new(&chain.name)).filter(|_| chain.base.is_none());
             let Some((kind, name)) = ours else { continue };
-            let value = if self.is_shared(table, &name) {
+            let value = if self.is_shared(table, kind, &name) {
                 Value(Content::Shared)
             } else {
                 RulesBuilder::new(&name).build()
@@ -80,7 +77,7 @@ impl<'a> Scope<'a> {
     }
 
     /// Starts reading the rules of a chain.
-    pub(super) fn chain(&self, table: Table, chain: &str) -> ChainReader<'_> {
+    pub(crate) fn chain(&self, table: Table, chain: &str) -> ChainReader<'_> {
         let place = self.place(table, chain);
         let rules = match &place {
             Where::Owned(_, name) => Some(RulesBuilder::new(name)),
@@ -94,22 +91,27 @@ impl<'a> Scope<'a> {
         let kind = our_chain(self.prefix, self.names, table, chain).zip(ChainName::new(chain));
         match (base, kind) {
             (Some(base), _) => Where::Base(base),
-            (None, Some((_, name))) if self.is_shared(table, &name) => Where::Shared(name),
+            (None, Some((kind, name))) if self.is_shared(table, kind, &name) => Where::Shared(name),
             (None, Some((kind, name))) => Where::Owned(kind, name),
             (None, None) => Where::Elsewhere,
         }
     }
 
-    fn is_shared(&self, table: Table, name: &ChainName) -> bool {
-        shared_chains(self.names, true).contains(&(table, *name))
+    /// Says whether the rules of a chain are objects of their own.
+    pub(crate) fn is_shared(&self, table: Table, kind: ChainKind, name: &ChainName) -> bool {
+        match kind {
+            ChainKind::Branch => true,
+            ChainKind::Fixed => shared_chains(self.names, true).contains(&(table, *name)),
+            ChainKind::Endpoint | ChainKind::Part | ChainKind::Service(_) => false,
+        }
     }
 
-    fn firewall(&self) -> Key {
+    pub(crate) fn firewall(&self) -> Key {
         Key::chain(self.family, Table::Filter, ChainKind::Fixed, self.names.firewall)
     }
 
     /// Says whether an object belongs to the firewall chain, which we share with kubelet.
-    pub(super) fn is_about_firewall(&self, key: &Key) -> bool {
+    pub(crate) fn is_about_firewall(&self, key: &Key) -> bool {
         match &key.0 {
             Object::Entry { is_jump: true, .. } => {
                 self.jumps.get(key).is_some_and(|to| *to == self.names.firewall)
@@ -172,7 +174,7 @@ enum Where {
 }
 
 /// Turns the rules of one chain into objects as they come.
-pub(super) struct ChainReader<'s> {
+pub(crate) struct ChainReader<'s> {
     scope: &'s Scope<'s>,
     table: Table,
     place: Where,
@@ -185,56 +187,54 @@ pub(super) struct ChainReader<'s> {
 }
 
 impl ChainReader<'_> {
-    /// Takes one rule in, in the order of the chain.
+    /// Takes one rule of nf_tables in.
     pub(super) fn read(&mut self, rule: &RuleRef<'_>) {
-        match self.place {
-            Where::Elsewhere => {}
-            Where::Owned(..) => {
-                let Some(builder) = &mut self.rules else { return };
-                encode::read(rule, self.scope.family, |it| match it {
-                    Some((matches, target)) => builder.push(matches, target),
-                    None => builder.push_unreadable(),
-                });
-            }
-            Where::Base(base) => {
-                let scope = self.scope;
-                let found = encode::read(rule, scope.family, |it| {
-                    let (matches, Target::Jump(chain)) = it? else { return None };
-                    let key = Key::jump(scope.family, base, matches);
-                    let ours = scope.jumps.get(&key).is_some_and(|to| to.as_str() == *chain);
-                    ours.then(|| (key, Value::entry(&Target::Jump(chain), Place::Head)))
-                });
-                if let Some((key, value)) = found {
-                    self.entries.push((key, value, rule.handle));
-                }
-            }
-            Where::Shared(name) => self.shared(name, rule),
+        if !matches!(self.place, Where::Elsewhere) {
+            encode::read(rule, self.scope.family, |it| self.take(it, rule.handle));
         }
     }
 
-    fn shared(&mut self, chain: ChainName, rule: &RuleRef<'_>) {
-        let (scope, table) = (self.scope, self.table);
-        let nodes = table == Table::Nat && chain == scope.names.services;
-        let is_tail = |matches: &Matches<'_>| nodes && matches.comment == Some(NODE_PORTS);
-        let read = encode::read(rule, scope.family, |it| {
-            let (matches, target) = it?;
-            let key = Key::entry(scope.family, table, chain, matches);
-            let tail = is_tail(matches);
-            let place = if tail { Place::Tail } else { Place::Head };
-            Some((key, Value::entry(target, place), tail, matches.owned))
-        });
-        let is_firewall = table == Table::Filter && chain == scope.names.firewall;
-        match read {
-            // Others have rules there.
-            Some((.., false)) | None if is_firewall => {}
-            None => self.foreign.push(rule.handle),
-            Some((key, value, tail, _)) => {
-                if !tail && nodes {
-                    self.displace_tails();
+    /// Takes one rule in, in the order of the chain; `None` for one that could not be understood.
+    pub(crate) fn take(&mut self, rule: Option<(&Matches<'_>, &Target<'_>)>, handle: u64) {
+        let scope = self.scope;
+        match self.place {
+            Where::Elsewhere => {}
+            Where::Owned(..) => match (&mut self.rules, rule) {
+                (Some(builder), Some((matches, target))) => builder.push(matches, target),
+                (Some(builder), None) => builder.push_unreadable(),
+                (None, _) => {}
+            },
+            Where::Base(base) => {
+                let Some((matches, Target::Jump(chain))) = rule else { return };
+                let key = Key::jump(scope.family, base, matches);
+                if scope.jumps.get(&key).is_some_and(|to| to.as_str() == *chain) {
+                    let value = Value::entry(&Target::Jump(chain), Place::Head);
+                    self.entries.push((key, value, handle));
                 }
-                self.entries.push((key, value, rule.handle));
             }
+            Where::Shared(name) => self.shared(name, rule, handle),
         }
+    }
+
+    fn shared(&mut self, chain: ChainName, rule: Option<(&Matches<'_>, &Target<'_>)>, handle: u64) {
+        let (scope, table) = (self.scope, self.table);
+        let is_firewall = table == Table::Filter && chain == scope.names.firewall;
+        let Some((matches, target)) = rule.filter(|(matches, _)| matches.owned || !is_firewall)
+        else {
+            // Others have rules there.
+            if !is_firewall {
+                self.foreign.push(handle);
+            }
+            return;
+        };
+        let nodes = table == Table::Nat && chain == scope.names.services;
+        let tail = nodes && matches.comment == Some(NODE_PORTS);
+        let place = if tail { Place::Tail } else { Place::Head };
+        if nodes && !tail {
+            self.displace_tails();
+        }
+        let key = Key::entry(scope.family, table, chain, matches);
+        self.entries.push((key, Value::entry(target, place), handle));
     }
 
     /// Rules that have to be last turn out not to be.
@@ -245,8 +245,8 @@ impl ChainReader<'_> {
         }
     }
 
-    /// Adds the objects and handles found.
-    pub(super) fn finish(self, found: &mut Objects, handles: &mut Handles) {
+    /// Adds the objects found, and tells the handles.
+    pub(crate) fn finish(self, found: &mut Objects, mut tell: impl FnMut(&Key, u64)) {
         let Self { scope, table, place, rules, entries, mut foreign } = self;
         let family = scope.family;
         let chain = match place {
@@ -265,7 +265,7 @@ impl ChainReader<'_> {
                 // A second rule like one of ours is one too many.
                 btree_map::Entry::Occupied(_) => foreign.push(handle),
                 btree_map::Entry::Vacant(entry) => {
-                    handles.insert(entry.key(), handle);
+                    tell(entry.key(), handle);
                     entry.insert(value);
                 }
             }

@@ -130,8 +130,9 @@ impl Wipe<'_> {
         for RuleAt { table, chain, handle, .. } in rules {
             tx.del_rule(kernel, table.name(), chain, *handle);
         }
-        let (fixed, services): (Vec<_>, Vec<_>) =
-            ours.iter().partition(|(_, kind, _)| *kind == ChainKind::Fixed);
+        let (fixed, services): (Vec<_>, Vec<_>) = ours
+            .iter()
+            .partition(|(_, kind, _)| matches!(kind, ChainKind::Fixed | ChainKind::Branch));
         for (table, _, chain) in &fixed {
             tx.flush_chain(kernel, table.name(), chain);
         }
