@@ -275,6 +275,31 @@ async fn resolve(flow: &mut Conversation) -> Option<String> {
 }
 
 #[test]
+fn a_flow_of_a_mode_that_is_gone_is_taken_over_by_the_next() {
+    every_mode(async |before| {
+        for after in proxier::modes().filter(|after| *after != before) {
+            let spec = "clusterIP: 10.97.0.21, ports: [{name: dns, port: 53, protocol: UDP}]";
+            let mut rig =
+                Rig::new("heir", before, &service("dns", spec, "", LOCAL_AND_REMOTE)).await;
+            // Masqueraded, so that the endpoint answers the node, and kept.
+            for from in ["client", "pod_b"] {
+                let ns = rig.world.ns(from).unwrap();
+                let mut flow = Conversation::open(&ns, &udp("10.97.0.21:53")).await.unwrap();
+                assert!(flow.ask().await.by().is_some(), "{from} in {before} mode");
+                rig.proxier.cleanup().await.unwrap();
+                rig.proxier = open(after, &context(&rig.world)).await.unwrap();
+                rig.proxier.sync(rig.store.reset()).await.unwrap();
+                let answer = flow.ask().await;
+                assert!(answer.by().is_some(), "{from}, {after} after {before}: {answer:?}");
+                rig.proxier.cleanup().await.unwrap();
+                rig.proxier = open(before, &context(&rig.world)).await.unwrap();
+                rig.proxier.sync(rig.store.reset()).await.unwrap();
+            }
+        }
+    });
+}
+
+#[test]
 fn a_restart_writes_nothing_and_a_killed_process_is_made_good() {
     every_mode(async |mode| {
         let text = |number: u8| {

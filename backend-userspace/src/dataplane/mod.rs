@@ -376,8 +376,12 @@ impl Dataplane<Userspace> for UserspaceDataplane {
         outcome
     }
 
-    /// Ends the sessions that lead nowhere, and removes tracked flows that another mode translated
-    /// to where nobody is.
+    /// Ends the sessions that lead nowhere, and removes the tracked flows to these frontends that
+    /// another mode translated, wherever they lead.
+    // KERNEL: translations are carried out as long as somebody has a NAT chain (net/netfilter/
+    // nf_nat_core.c, v6.12). Once the other mode is gone, a client that uses its port again would be
+    // neither translated nor captured, and a socket of ours with the port that such a flow is
+    // answered on could not send.
     async fn forget_flows(
         &mut self,
         family: Family,
@@ -389,8 +393,10 @@ impl Dataplane<Userspace> for UserspaceDataplane {
             .sum();
         let Some(kernel) = &mut self.kernel else { return Ok(ended) };
         let translated = |flow: &ct::Flow| flow.status.contains(CtStatus::DST_NAT);
+        let anywhere = |filter: &FlowFilter| FlowFilter { keep: Vec::new(), ..filter.clone() };
+        let to_frontends: Vec<_> = filters.iter().map(anywhere).collect();
         let conntrack = &mut kernel.conntrack;
-        Ok(ended + spi::forget_flows(conntrack, family, filters, translated).await?)
+        Ok(ended + spi::forget_flows(conntrack, family, &to_frontends, translated).await?)
     }
 
     fn batch_limit(&self) -> usize {
