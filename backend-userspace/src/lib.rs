@@ -77,6 +77,7 @@
 mod aging;
 mod backend;
 mod config;
+mod datagram;
 mod dataplane;
 mod factory;
 mod health;

@@ -52,6 +52,11 @@ pub(crate) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Relaxed);
 }
 
+/// Adds several.
+pub(crate) fn add(counter: &AtomicU64, several: u32) {
+    counter.fetch_add(several.into(), Relaxed);
+}
+
 /// Where something came in.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Place {

@@ -62,6 +62,7 @@ pub(crate) fn udp_listener(at: SocketAddr, original: bool) -> io::Result<Socket>
         setsockopt(&socket, sockopt::Ipv6OrigDstAddr, &true)?;
     }
     socket.bind(&at.into())?;
+    take_trains(&socket);
     Ok(socket)
 }
 
@@ -79,7 +80,14 @@ pub(crate) fn udp_outgoing(
         socket.bind(&from.into())?;
     }
     socket.connect(&to.into())?;
+    take_trains(&socket);
     Ok(socket)
+}
+
+/// Makes a UDP socket take datagrams that arrive as one as one. A kernel that cannot gives them one
+/// by one.
+fn take_trains(socket: &Socket) {
+    setsockopt(socket, sockopt::UdpGroSegment, &true).ok();
 }
 
 /// A UDP socket that sends from an address that need not be this machine's.

@@ -6,9 +6,8 @@
 use std::{
     cell::RefCell,
     collections::BTreeMap,
-    io::{self, IoSliceMut},
+    io,
     net::SocketAddr,
-    os::fd::AsRawFd,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU32, Ordering::Relaxed},
@@ -16,34 +15,32 @@ use std::{
     time::Instant,
 };
 
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg};
+use nix::errno::Errno;
 use proxier_core::{
     Protocol,
     conntrack::{Flow, FlowFilter},
     ir::{FrontendKey, Origin, Verdict, WayIn},
 };
-use rustix::net::{SendFlags, send, sendto};
 use tokio::{io::Interest, net::UdpSocket, task::AbortHandle, time::timeout_at};
 use tracing::debug;
 
 use crate::{
     aging::Aging,
+    datagram::{Train, receive},
     service::Counted,
-    shared::{Place, Shared, count},
+    shared::{Place, Shared, add, count},
     socket::{is_taken, udp_answering, udp_outgoing},
     table::Live,
     tcp::source,
 };
 
-/// The longest datagram.
+/// The longest datagram, and the longest train.
 const DATAGRAM_BYTES: usize = 1 << 16;
 /// Datagrams after which others have their turn.
 const TURN: usize = 64;
 
 thread_local! {
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; DATAGRAM_BYTES].into());
-    static CONTROL: RefCell<Vec<u8>> =
-        RefCell::new(nix::cmsg_space!(nix::libc::sockaddr_in, nix::libc::sockaddr_in6));
 }
 
 /// Who talks to what: client, and the address it sends to.
@@ -150,18 +147,19 @@ impl Session {
         *self.used() + idle
     }
 
-    fn answer(&self, bytes: &[u8]) -> io::Result<()> {
-        let sent = match &self.answer {
-            Answer::From(socket) => sendto(&**socket, bytes, SendFlags::empty(), &self.client),
-            Answer::Same(socket) => sendto(&**socket, bytes, SendFlags::empty(), &self.client),
-        };
-        sent.map(drop).map_err(Into::into)
+    fn answer(&self, train: &Train<'_>) -> Result<(), Errno> {
+        match &self.answer {
+            Answer::From(socket) => train.send(&**socket, Some(self.client)),
+            Answer::Same(socket) => train.send(&**socket, Some(self.client)),
+        }
     }
 }
 
 /// A UDP listener of a worker.
 pub(crate) struct Listener {
     pub(crate) socket: Arc<UdpSocket>,
+    /// Where it is bound.
+    pub(crate) at: SocketAddr,
     pub(crate) place: Place,
     pub(crate) shared: Arc<Shared>,
     /// The number of the worker.
@@ -190,55 +188,26 @@ impl Listener {
     /// Takes in what is there, up to a turn.
     fn take_in(&self, buffer: &mut [u8]) -> io::Result<()> {
         for _ in 0..TURN {
-            let received = match self.place {
-                Place::Captured(_) => self.receive(buffer),
-                Place::Named(_) => self.socket.try_recv_from(buffer).and_then(|(bytes, client)| {
-                    Ok(Some((bytes, client, self.socket.local_addr()?)))
-                }),
-            };
-            match received {
-                Ok(Some((bytes, client, to))) => {
-                    let datagram = buffer.get(..bytes).unwrap_or_default();
-                    if self.forward((client, to), datagram).is_none() {
-                        count(&self.shared.totals.lost_datagrams);
-                    }
-                }
-                Ok(None) => count(&self.shared.totals.lost_datagrams),
+            let socket = &*self.socket;
+            let received = match socket.try_io(Interest::READABLE, || receive(socket, buffer)) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error),
+                other => other?,
+            };
+            let to = match self.place {
+                Place::Captured(_) => received.to,
+                Place::Named(_) => Some(self.at),
+            };
+            let train = Train::new(&received, buffer);
+            let forwarded = received.from.zip(to).and_then(|pair| self.forward(pair, &train));
+            if forwarded.is_none() {
+                add(&self.shared.totals.lost_datagrams, train.count());
             }
         }
         Ok(())
     }
 
-    /// Receives one datagram: its length, who sent it, and where to.
-    #[expect(clippy::wildcard_enum_match_arm, reason = "nothing else was asked for")]
-    fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<(usize, SocketAddr, SocketAddr)>> {
-        let fd = self.socket.as_raw_fd();
-        self.socket.try_io(Interest::READABLE, || {
-            CONTROL.with_borrow_mut(|control| {
-                let mut slices = [IoSliceMut::new(buffer)];
-                let flags = MsgFlags::MSG_DONTWAIT;
-                let message = recvmsg::<SockaddrStorage>(fd, &mut slices, Some(control), flags)?;
-                let client = message.address.as_ref().and_then(address);
-                let to = message.cmsgs()?.find_map(|it| match it {
-                    ControlMessageOwned::Ipv4OrigDstAddr(to) => {
-                        let to = nix::sys::socket::SockaddrIn::from(to);
-                        Some(SocketAddr::new(to.ip().into(), to.port()))
-                    }
-                    ControlMessageOwned::Ipv6OrigDstAddr(to) => {
-                        let to = nix::sys::socket::SockaddrIn6::from(to);
-                        Some(std::net::SocketAddrV6::from(to).into())
-                    }
-                    _ => None,
-                });
-                Ok(client.zip(to).map(|(client, to)| (message.bytes, client, to)))
-            })
-        })
-    }
-
-    /// Passes a datagram on, in its session or a new one. `None` when it is lost.
-    fn forward(&self, pair: Pair, datagram: &[u8]) -> Option<()> {
+    /// Passes datagrams on, in their session or a new one. `None` when they are lost.
+    fn forward(&self, pair: Pair, train: &Train<'_>) -> Option<()> {
         let now = Instant::now();
         let mut tried = Vec::new();
         // An endpoint that refused costs the session, not the datagram.
@@ -249,13 +218,16 @@ impl Listener {
                 None => self.open(pair, &tried, now)?,
             };
             *session.used() = now;
-            session.asked.fetch_add(1, Relaxed);
-            match send(&session.upstream, datagram, SendFlags::empty()) {
-                Ok(bytes) => {
-                    session.counted.to_endpoint(bytes);
+            session.asked.fetch_add(train.count(), Relaxed);
+            match train.send(&session.upstream, None) {
+                Ok(()) => {
+                    session.counted.to_endpoint(train.bytes.len());
                     return Some(());
                 }
-                Err(error) if error == rustix::io::Errno::CONNREFUSED => {
+                // KERNEL: what would be answered like a flow that somebody else translated is not let
+                // out (__nf_conntrack_confirm, v6.12). Another session has another port.
+                Err(Errno::EPERM) => self.end(pair, &session),
+                Err(Errno::ECONNREFUSED) => {
                     let Counted { service, endpoint } = &session.counted;
                     service.failed(endpoint, pair.0.ip(), now);
                     tried.push(endpoint.member.addr);
@@ -389,15 +361,17 @@ async fn wait(session: Arc<Session>, pair: Pair, shared: Arc<Shared>, worker: us
 /// Passes on the answers that are there, up to a turn.
 fn take_answers(session: &Session, buffer: &mut [u8], shared: &Shared) -> io::Result<()> {
     for _ in 0..TURN {
-        match session.upstream.try_recv(buffer) {
-            Ok(bytes) => {
-                if session.answered.fetch_add(1, Relaxed) == 0 {
+        let upstream = &session.upstream;
+        match upstream.try_io(Interest::READABLE, || receive(upstream, buffer)) {
+            Ok(received) => {
+                let train = Train::new(&received, buffer);
+                if session.answered.fetch_add(train.count(), Relaxed) == 0 {
                     session.counted.service.reached(&session.counted.endpoint);
                 }
                 *session.used() = Instant::now();
-                session.counted.to_client(bytes);
-                if session.answer(buffer.get(..bytes).unwrap_or_default()).is_err() {
-                    count(&shared.totals.lost_datagrams);
+                session.counted.to_client(train.bytes.len());
+                if session.answer(&train).is_err() {
+                    add(&shared.totals.lost_datagrams, train.count());
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
@@ -405,13 +379,4 @@ fn take_answers(session: &Session, buffer: &mut [u8], shared: &Shared) -> io::Re
         }
     }
     Ok(())
-}
-
-fn address(address: &SockaddrStorage) -> Option<SocketAddr> {
-    let v4 = || {
-        let it = address.as_sockaddr_in()?;
-        Some(SocketAddr::new(it.ip().into(), it.port()))
-    };
-    let v6 = || Some(std::net::SocketAddrV6::from(*address.as_sockaddr_in6()?).into());
-    v4().or_else(v6)
 }

@@ -205,7 +205,8 @@ fn open(
     let task = match protocol {
         Protocol::Udp => {
             let socket = Arc::new(UdpSocket::from_std(socket.into())?);
-            tokio::spawn(udp::Listener { socket, place, shared, worker }.run())
+            let at = socket.local_addr()?;
+            tokio::spawn(udp::Listener { socket, at, place, shared, worker }.run())
         }
         Protocol::Tcp | Protocol::Sctp => {
             tokio::spawn(tcp::accept(TcpListener::from_std(socket.into())?, place, shared))
