@@ -141,6 +141,11 @@ pub struct Tcp {
     pub keepalive: Duration,
     /// How long connections to an endpoint that is gone may go on; `None` for as long as they like.
     pub drain: Option<Duration>,
+    /// How long a connection of which one side has said its last word may be silent; `None` for as
+    /// long as it likes. An endpoint that never answers would keep it for ever: a client that is gone
+    /// looks like one that waits.
+    // KERNEL: the kernel modes do the same, by nf_conntrack_tcp_timeout_fin_wait (120 s).
+    pub half_closed: Option<Duration>,
     /// Move bytes without copying them, once a connection turns out to carry many.
     pub splice: bool,
 }
@@ -151,6 +156,7 @@ impl Default for Tcp {
             dial_timeouts: [250, 500, 1000, 2000].map(Duration::from_millis).into(),
             keepalive: Duration::from_secs(60),
             drain: None,
+            half_closed: Some(Duration::from_secs(120)),
             splice: true,
         }
     }

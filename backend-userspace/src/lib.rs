@@ -95,6 +95,7 @@ mod socket;
 mod table;
 mod tcp;
 mod udp;
+pub mod view;
 mod worker;
 
 pub use backend::{Ports, Userspace};

@@ -9,6 +9,7 @@ use std::{
     future::poll_fn,
     io,
     net::Shutdown,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     task::{Context, Poll, ready},
 };
 
@@ -34,6 +35,31 @@ pub(crate) struct Way {
     pub(crate) pooled_pipes: usize,
 }
 
+/// How far a relay has come, for whoever watches it.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    half_closed: AtomicBool,
+    bytes: AtomicU64,
+}
+
+/// How far a relay had come at some time.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Reached {
+    /// One side has said its last word.
+    pub(crate) half_closed: bool,
+    bytes: u64,
+}
+
+impl Progress {
+    pub(crate) fn get(&self) -> Reached {
+        Reached { half_closed: self.half_closed.load(Relaxed), bytes: self.bytes.load(Relaxed) }
+    }
+
+    fn moved(&self, bytes: usize) {
+        self.bytes.fetch_add(u64::try_from(bytes).unwrap_or_default(), Relaxed);
+    }
+}
+
 /// Moves bytes both ways until both ends have said all they had to say.
 ///
 /// # Errors
@@ -45,18 +71,29 @@ pub(crate) async fn relay(
     client: &TcpStream,
     endpoint: &TcpStream,
     counted: &Counted,
+    progress: &Progress,
     way: Way,
 ) -> io::Result<()> {
     let mut request = Direction::new(client, endpoint, way);
     let mut answer = Direction::new(endpoint, client, way);
     poll_fn(|cx| {
         let last = answer.state == State::Done;
-        let requested = request.poll(cx, last, |bytes| counted.to_endpoint(bytes))?;
+        let requested = request.poll(cx, last, |bytes| {
+            progress.moved(bytes);
+            counted.to_endpoint(bytes);
+        })?;
         let last = request.state == State::Done;
-        let answered = answer.poll(cx, last, |bytes| counted.to_client(bytes))?;
+        let answered = answer.poll(cx, last, |bytes| {
+            progress.moved(bytes);
+            counted.to_client(bytes);
+        })?;
         match (requested, answered) {
             (Poll::Ready(()), Poll::Ready(())) => Poll::Ready(Ok(())),
-            (Poll::Pending, _) | (_, Poll::Pending) => Poll::Pending,
+            (Poll::Pending, Poll::Pending) => Poll::Pending,
+            (Poll::Pending, _) | (_, Poll::Pending) => {
+                progress.half_closed.store(true, Relaxed);
+                Poll::Pending
+            }
         }
     })
     .await

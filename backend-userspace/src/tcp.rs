@@ -21,7 +21,8 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use crate::{
-    relay::{Way, relay},
+    config::Tcp,
+    relay::{Progress, Way, relay},
     service::{Counted, Endpoint},
     shared::{Place, Shared, count},
     socket::{is_exhaustion, is_taken, set_keepalive, tcp_outgoing},
@@ -89,8 +90,9 @@ async fn serve(
     drop(live);
     let (tcp, limits) = (&shared.config.tcp, &shared.config.limits);
     let way = Way { splice: tcp.splice, pooled_pipes: limits.pooled_pipes };
-    let moving = pin!(relay(&client, &upstream, &counted, way));
-    let moving = lasting(moving, &upstream, tcp.keepalive);
+    let progress = Progress::default();
+    let moving = pin!(relay(&client, &upstream, &counted, &progress, way));
+    let moving = lasting(moving, &progress, &upstream, tcp);
     let outcome = match tcp.drain {
         None => moving.await,
         Some(drain) => tokio::select! {
@@ -105,18 +107,29 @@ async fn serve(
     }
 }
 
-/// Relays, and asks whether the endpoint is there once the connection turns out to last. Most do not,
-/// and are spared the four system calls that it takes.
+/// Relays. Once the connection turns out to last, asks whether the endpoint is there, which takes four
+/// system calls that most connections are spared; and gives it up when it is silent for too long
+/// after one side has ended.
 async fn lasting(
     mut moving: Pin<&mut impl Future<Output = io::Result<()>>>,
+    progress: &Progress,
     upstream: &TcpStream,
-    keepalive: Duration,
+    tcp: &Tcp,
 ) -> io::Result<()> {
     if let Ok(outcome) = timeout(LASTING, &mut moving).await {
         return outcome;
     }
-    set_keepalive(&SockRef::from(upstream), keepalive)?;
-    moving.await
+    set_keepalive(&SockRef::from(upstream), tcp.keepalive)?;
+    let Some(limit) = tcp.half_closed else { return moving.await };
+    loop {
+        let before = progress.get();
+        if let Ok(outcome) = timeout(limit, &mut moving).await {
+            return outcome;
+        }
+        if before.half_closed && before == progress.get() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+    }
 }
 
 /// What the routing table says to a connection; `None` when it is to be refused.

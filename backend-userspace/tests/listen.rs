@@ -141,14 +141,8 @@ async fn a_slow_reader_slows_the_writer_down() {
     let mut stream = TcpStream::connect(at).await.unwrap();
     let sent = || proxy.monitor.snapshot().services[0].total.bytes_to_client;
     // Whatever fits the kernel's buffers, and then nothing more.
-    let mut last = 0;
-    let mut quiet = 0;
-    while quiet < 10 {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        let now = sent();
-        quiet = if now == last && now > 0 { quiet + 1 } else { 0 };
-        last = now;
-    }
+    until_steady("the buffers are full", sent).await;
+    let last = sent();
     assert!(
         last < u64::try_from(BYTES).unwrap() / 2,
         "{last} bytes went to a client that reads none"
@@ -174,6 +168,35 @@ async fn a_broken_end_breaks_the_other() {
 }
 
 #[tokio::test]
+async fn an_endpoint_that_never_answers_does_not_keep_what_clients_have_left() {
+    // It accepts, and then neither reads nor says anything.
+    let (held, holding) = std::sync::mpsc::channel();
+    let mute = Server::new(move |stream| {
+        held.send(stream).unwrap();
+        std::future::ready(())
+    })
+    .await;
+    let limit = Duration::from_millis(300);
+    let (proxy, at) = Proxy::serving(Protocol::Tcp, &[mute.addr], |config| {
+        config.tcp.half_closed = Some(limit);
+    })
+    .await;
+    let mut patient = TcpStream::connect(at).await.unwrap();
+    patient.write_all(b"hello").await.unwrap();
+    for _ in 0..50 {
+        let mut stream = TcpStream::connect(at).await.unwrap();
+        stream.write_all(b"hello").await.unwrap();
+    }
+    until("all are passed on", || proxy.monitor.snapshot().services[0].total.opened == 51).await;
+    until("those that left are forgotten", || proxy.active() == 1).await;
+    // Who waits without having ended is not concerned.
+    until_steady("the patient one stays", || proxy.active()).await;
+    assert_eq!((proxy.active(), holding.try_iter().count()), (1, 51));
+    drop(patient);
+    until("the last one is forgotten", || proxy.active() == 0).await;
+}
+
+#[tokio::test]
 async fn no_more_connections_than_the_limit_are_served_at_once() {
     let echo = Server::echo().await;
     let (proxy, at) =
@@ -185,7 +208,7 @@ async fn no_more_connections_than_the_limit_are_served_at_once() {
         streams.push(stream);
     }
     until("as many as may are served", || proxy.active() == 3).await;
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    until_steady("nobody else is served", || proxy.active()).await;
     assert_eq!(proxy.active(), 3);
     // As those end, the others are served.
     while let Some(mut stream) = streams.pop() {
@@ -304,6 +327,67 @@ async fn a_datagram_that_is_refused_moves_on() {
     let snapshot = proxy.monitor.snapshot();
     let bad_one = snapshot.services[0].endpoints.iter().find(|it| it.addr == bad).unwrap();
     assert!(bad_one.total.dial_failures >= 2, "{snapshot:?}");
+}
+
+#[tokio::test]
+async fn answered_questions_end_a_session_soon_and_only_where_it_is_one_for_one() {
+    let server = datagram_server().await;
+    for (ports, ends) in [(vec![80], true), (vec![], false)] {
+        let (proxy, at) = Proxy::serving(Protocol::Udp, &[server.addr], |config| {
+            config.udp.answer_ports = ports;
+            config.udp.answered = Duration::from_millis(50);
+        })
+        .await;
+        let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        assert!(question(&client, at).await.is_some());
+        let sessions = || proxy.monitor.snapshot().sessions;
+        if ends {
+            until("the session ends", || sessions() == 0).await;
+        } else {
+            until_steady("the session stays", sessions).await;
+            assert_eq!(sessions(), 1);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_train_of_datagrams_arrives_whole_and_in_pieces_of_the_same_length() {
+    const EACH: usize = 700;
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let addr = socket.local_addr().unwrap();
+    let echo = tokio::spawn(async move {
+        let mut buffer = [0; 2048];
+        while let Ok((bytes, client)) = socket.recv_from(&mut buffer).await {
+            socket.send_to(&buffer[..bytes], client).await.ok();
+        }
+    });
+    let (proxy, at) = Proxy::serving(Protocol::Udp, &[addr], |_| {}).await;
+    let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    client.connect(at).await.unwrap();
+    // One system call, thirty datagrams, the last of them shorter.
+    let sent = noise(9, 29 * EACH + 123);
+    let segment = u16::try_from(EACH).unwrap();
+    nix::sys::socket::sendmsg::<()>(
+        std::os::fd::AsRawFd::as_raw_fd(&client),
+        &[io::IoSlice::new(&sent)],
+        &[nix::sys::socket::ControlMessage::UdpGsoSegments(&segment)],
+        nix::sys::socket::MsgFlags::empty(),
+        None,
+    )
+    .unwrap();
+    let (mut received, mut lengths) = (Vec::new(), Vec::new());
+    let mut buffer = [0; 2048];
+    while received.len() < sent.len() {
+        let bytes = timeout(PATIENCE, client.recv(&mut buffer)).await.unwrap().unwrap();
+        received.extend_from_slice(&buffer[..bytes]);
+        lengths.push(bytes);
+    }
+    assert!(received == sent);
+    assert_eq!(lengths, [vec![EACH; 29], vec![123]].concat());
+    let total = proxy.monitor.snapshot().services[0].total;
+    assert_eq!(total.bytes_to_endpoint, u64::try_from(sent.len()).unwrap());
+    assert_eq!(proxy.monitor.snapshot().lost_datagrams, 0);
+    echo.abort();
 }
 
 #[tokio::test]

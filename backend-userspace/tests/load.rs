@@ -20,9 +20,14 @@ use std::{
 };
 
 use common::*;
+use futures_util::FutureExt;
 use proxier_core::Protocol;
+use proxier_testkit::eventually_async;
 use rustix::process::{Resource, Rlimit, setrlimit};
-use tokio::{io::AsyncReadExt, net::TcpStream};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn endpoints_come_and_go_and_nothing_is_lost_or_leaked() {
@@ -31,7 +36,8 @@ async fn endpoints_come_and_go_and_nothing_is_lost_or_leaked() {
         servers.push(Server::echo().await);
     }
     let all: Vec<_> = servers.iter().map(|it| it.addr).collect();
-    let (mut proxy, at) = Proxy::serving(Protocol::Tcp, &all, |_| {}).await;
+    let (mut proxy, at) =
+        Proxy::serving(Protocol::Tcp, &all, |config| config.limits.pooled_pipes = 1).await;
     assert!(ask(at).await);
     until("the first connection ends", || proxy.active() == 0).await;
     let before = descriptors();
@@ -47,6 +53,26 @@ async fn endpoints_come_and_go_and_nothing_is_lost_or_leaked() {
             })
         })
         .collect();
+    // Long streams go on all the while.
+    let streams: Vec<_> = (0..6_u64)
+        .map(|seed| {
+            tokio::spawn(async move {
+                let sent = noise(seed * 2 + 1, 8 << 20);
+                let (mut read, mut write) = TcpStream::connect(at).await.unwrap().into_split();
+                let expected = sent.clone();
+                let writer = tokio::spawn(async move {
+                    for piece in sent.chunks(50_000) {
+                        write.write_all(piece).await.unwrap();
+                    }
+                    write.shutdown().await.unwrap();
+                });
+                let mut received = Vec::new();
+                read.read_to_end(&mut received).await.unwrap();
+                writer.await.unwrap();
+                assert!(received == expected, "stream {seed} is damaged");
+            })
+        })
+        .collect();
     for round in 0..400_usize {
         let without = all[round % all.len()];
         let some: Vec<_> = all.iter().copied().filter(|it| *it != without).collect();
@@ -54,6 +80,9 @@ async fn endpoints_come_and_go_and_nothing_is_lost_or_leaked() {
         tokio::task::yield_now().await;
     }
     until("enough connections were made", || done.load(Relaxed) > 2000).await;
+    for stream in streams {
+        tokio::time::timeout(PATIENCE, stream).await.unwrap().unwrap();
+    }
     stop.store(true, Relaxed);
     for client in clients {
         client.await.unwrap();
@@ -66,10 +95,39 @@ async fn endpoints_come_and_go_and_nothing_is_lost_or_leaked() {
     until("they are all held", || proxy.active() == 1500).await;
     drop(idle);
     until("all connections end", || proxy.active() == 0).await;
-    until("descriptors are given back", || descriptors() <= before + 4).await;
+    // Each of the two workers keeps a pipe.
+    until("descriptors are given back", || descriptors() <= before + 4 + 2 * 2).await;
     drop((proxy, servers));
 
+    a_crowd_that_does_not_read_costs_little_memory().await;
     recovers_when_descriptors_run_out().await;
+}
+
+/// Whoever does not read costs a piece of 16 KiB at most.
+async fn a_crowd_that_does_not_read_costs_little_memory() {
+    const CROWD: usize = 300;
+    static PIECE: [u8; 1 << 20] = [7; 1 << 20];
+    let pump =
+        Server::new(async |mut stream: TcpStream| while stream.write_all(&PIECE).await.is_ok() {})
+            .await;
+    let (proxy, at) = Proxy::serving(Protocol::Tcp, &[pump.addr], |_| {}).await;
+    assert_eq!(TcpStream::connect(at).await.unwrap().read_u8().await.unwrap(), 7);
+    let before = resident_kib();
+    let mut crowd = Vec::new();
+    for _ in 0..CROWD {
+        crowd.push(TcpStream::connect(at).await.unwrap());
+    }
+    let sent = || proxy.monitor.snapshot().services[0].total.bytes_to_client;
+    until("everybody has something to read", || {
+        sent() > u64::try_from(CROWD).unwrap() * (64 << 10)
+    })
+    .await;
+    until_steady("the buffers are full", sent).await;
+    let grown = resident_kib().saturating_sub(before);
+    // Their clients and endpoints are in this process, too.
+    assert!(grown < CROWD * 40, "{grown} KiB for {CROWD} connections");
+    drop(crowd);
+    until("they end", || proxy.active() == 0).await;
 }
 
 /// The proxy is another process, with few descriptors.
@@ -89,18 +147,23 @@ async fn recovers_when_descriptors_run_out() {
         for _ in 0..300 {
             streams.push(TcpStream::connect(at).await.unwrap());
         }
-        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        // Those that found a place are answered; the others wait, and accepting pauses.
+        let mut served = 0;
+        for stream in &mut streams {
+            stream.write_all(b"x").await.unwrap();
+        }
+        for stream in &mut streams {
+            served += usize::from(stream.read_u8().now_or_never().is_some_and(|it| it.is_ok()));
+        }
+        assert!(served < 120, "{served} with 120 descriptors");
         drop(streams);
         // It may reset a few of those that come while it recovers.
-        let mut answered = 0;
-        for _ in 0..200 {
-            answered += usize::from(ask(at).await);
-            if answered == 20 {
-                break;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-        assert_eq!(answered, 20);
+        let answered = AtomicUsize::new(0);
+        eventually_async(PATIENCE, "twenty are answered", || async {
+            ask(at).await && answered.fetch_add(1, Relaxed) == 19
+        })
+        .await
+        .unwrap();
     }
     drop(child.stdin.take());
     let pauses = lines.find_map(|line| line.ok()?.strip_prefix("pauses ")?.parse::<u64>().ok());

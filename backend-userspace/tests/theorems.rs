@@ -8,13 +8,13 @@
     reason = "any failure fails the test"
 )]
 
-mod packets;
-
 use std::collections::BTreeMap;
 
-use packets::{Verdict, judge};
 use proptest::{collection::vec, prelude::*};
-use proxier_backend_userspace::{Config, Key, Ports, Userspace, Value};
+use proxier_backend_userspace::{
+    Config, Key, Ports, Userspace, Value,
+    view::{Fate, endpoints, judge},
+};
 use proxier_core::{
     Family, Mode, Protocol, Proxier,
     engine::Engine,
@@ -151,13 +151,19 @@ proptest! {
             let view = node.of(Family::of(packet.destination.ip()));
             let trace = sim.trace(&packet, &[]);
             let expected = match &trace.outcome {
-                Outcome::Drop => Verdict::Drop,
-                Outcome::Forward { .. } => Verdict::Captured(trace.origin),
-                Outcome::Reject => Verdict::Reject,
-                Outcome::Accept | Outcome::Untouched => Verdict::Untouched,
+                Outcome::Drop => Fate::Drop,
+                Outcome::Forward { .. } => Fate::Captured(trace.origin),
+                Outcome::Reject => Fate::Reject,
+                Outcome::Accept | Outcome::Untouched => Fate::Untouched,
             };
-            let judged = judge(&objects(&engine), view, &packet);
-            prop_assert_eq!(judged, expected, "{:?}\n{:?}", packet, trace);
+            let all = objects(&engine);
+            let judged = judge(&all, view, &packet);
+            prop_assert_eq!(&judged, &expected, "{:?}\n{:?}", packet, trace);
+            if let (Outcome::Forward { to }, Fate::Captured(origin)) = (&trace.outcome, judged) {
+                let wanted: BTreeMap<_, _> =
+                    to.iter().map(|it| (it.addr, it.source.is_masquerade())).collect();
+                prop_assert_eq!(endpoints(&all, &packet, origin), wanted, "{:?}", packet);
+            }
         }
     }
 }

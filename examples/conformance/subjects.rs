@@ -15,6 +15,8 @@ pub(crate) fn all() -> Vec<Box<dyn Subject>> {
         Box::new(iptables::Iptables),
         #[cfg(feature = "nftables")]
         Box::new(nftables::Nftables),
+        #[cfg(feature = "userspace")]
+        Box::new(userspace::Userspace),
     ]
 }
 
@@ -44,7 +46,7 @@ fn count(
 }
 
 #[cfg_attr(
-    not(any(feature = "iptables", feature = "nftables")),
+    not(any(feature = "iptables", feature = "nftables", feature = "userspace")),
     expect(dead_code, reason = "no backend asks for it")
 )]
 /// Programs a fake kernel, which never waits and must not be asked for nonsense.
@@ -292,6 +294,82 @@ mod nftables {
             (true, [Fate::Rejected]) => FlowVerdict::Reject,
             (true, [Fate::Untouched]) => FlowVerdict::Untouched,
             _ => FlowVerdict::Other(format!("{fates:?}")),
+        }
+    }
+}
+
+#[cfg(feature = "userspace")]
+mod userspace {
+    use proxier::{
+        Mode,
+        ir::NodeView,
+        sim::{Packet, Remembered},
+    };
+    use proxier_backend_userspace::{
+        Config, Ports, Userspace as Backend,
+        view::{Fate, endpoints, judge},
+    };
+    use proxier_testkit::cases::{FakeNode, FlowVerdict, NameInput};
+
+    use super::{BTreeMap, Engine, FakeKernel, Family, ObjectName, Subject, Update, program};
+
+    pub(super) struct Userspace;
+
+    impl Subject for Userspace {
+        fn mode(&self) -> Mode {
+            Mode::Userspace
+        }
+
+        fn name(&self, _: &NameInput) -> Option<String> {
+            None
+        }
+
+        fn objects(
+            &self,
+            _: Update,
+            _: &ObjectName,
+            _: Family,
+        ) -> Result<Option<BTreeMap<String, usize>>, String> {
+            Ok(None)
+        }
+
+        fn fake(&self) -> Option<Box<dyn FakeNode>> {
+            let backend = Backend::new(&Config::default(), Ports::default()).ok()?;
+            let kernel = FakeKernel::new(&backend, usize::MAX);
+            Some(Box::new(Fake { engine: Engine::new(backend, kernel, &Family::ALL) }))
+        }
+    }
+
+    /// The backend's objects on a fake kernel.
+    struct Fake {
+        engine: Engine<Backend, FakeKernel<Backend>>,
+    }
+
+    impl FakeNode for Fake {
+        fn program(&mut self, update: Update) -> Result<(), String> {
+            program(&mut self.engine, update)
+        }
+
+        /// Who goes where by affinity is decided by the clock, in the process: its tests have it.
+        fn judge(&self, node: &NodeView, packet: &Packet, _: &[Remembered]) -> FlowVerdict {
+            let family = Family::of(packet.destination.ip());
+            let objects = self.engine.dataplane().objects.of(family);
+            match judge(objects, node.of(family), packet) {
+                Fate::Captured(origin) => {
+                    let to = endpoints(objects, packet, origin).into_iter();
+                    FlowVerdict::Dnat(to.map(|(addr, changed)| (addr, Some(changed))).collect())
+                }
+                Fate::Drop => FlowVerdict::Drop,
+                Fate::Reject => FlowVerdict::Reject,
+                Fate::Untouched => FlowVerdict::Untouched,
+                odd => FlowVerdict::Other(format!("{odd:?}")),
+            }
+        }
+
+        fn listing(&self) -> String {
+            let objects = &self.engine.dataplane().objects;
+            let all = Family::ALL.iter().flat_map(|family| objects.of(*family));
+            all.fold(String::new(), |text, (key, value)| format!("{text}{key}\n{value}\n"))
         }
     }
 }

@@ -8,9 +8,11 @@
 //!
 //! Client, proxy and endpoints are processes in three network namespaces in a row; contenders take
 //! turns, run after run, and the median of the runs is printed. "direct" goes from the client to an
-//! endpoint through the middle namespace, which only routes.
+//! endpoint through the middle namespace, which only routes. The last column compares ours with the
+//! better of the two others: above 1 is better, whatever the unit. It takes about three minutes.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for the terminal")]
 #![expect(clippy::unwrap_used, reason = "a benchmark: any failure ends it")]
+#![expect(clippy::wildcard_enum_match_arm, reason = "the others are contenders alike")]
 
 mod client;
 mod endpoint;
@@ -105,7 +107,9 @@ fn run(time: Duration, runs: u64, idle: u64) {
         let peer = Peer::start(contender, &proxy);
         let before = peer.resident_kib();
         let held = client::hold(&client, contender, usize::try_from(idle).unwrap());
-        let grown = (peer.resident_kib() - before) / f64::from(u32::try_from(idle).unwrap());
+        let grown = (peer.resident_kib() - before) / f64::from(u32::try_from(idle).unwrap())
+            * 10_000.0
+            / 1024.0;
         figures.insert((90, contender), vec![grown]);
         drop(held);
     }
@@ -113,30 +117,55 @@ fn run(time: Duration, runs: u64, idle: u64) {
 }
 
 fn table(figures: &BTreeMap<(usize, Contender), Vec<f64>>) {
-    let rows: BTreeMap<_, _> = [
-        (0, "connections/s"),
-        (10, "1 stream, MB/s"),
-        (11, "1 stream, CPU s/GB"),
-        (20, "64 streams, MB/s"),
-        (21, "64 streams, CPU s/GB"),
-        (30, "connect+answer p50, us"),
-        (31, "connect+answer p99, us"),
-        (40, "UDP answers/s"),
-        (90, "KiB/idle connection"),
-    ]
-    .into();
-    println!("{:24}{:>12}{:>12}{:>12}{:>12}", "", "direct", "ours", "nginx", "haproxy");
-    for (row, name) in rows {
-        print!("{name:24}");
-        for contender in Contender::ALL {
+    // Its place, its name, and whether more is better.
+    let rows = [
+        (0, "connections/s", true),
+        (10, "1 stream, MB/s", true),
+        (11, "1 stream, CPU s/GB", false),
+        (20, "64 streams, MB/s", true),
+        (21, "64 streams, CPU s/GB", false),
+        (30, "connect+answer p50, us", false),
+        (31, "connect+answer p99, us", false),
+        (40, "UDP answers/s", true),
+        (90, "MiB/10,000 idle", false),
+    ];
+    println!(
+        "{:24}{:>12}{:>12}{:>12}{:>12}{:>9}",
+        "", "direct", "ours", "nginx", "haproxy", "ratio"
+    );
+    for (row, name, more) in rows {
+        let median = |contender| {
             let mut values = figures.get(&(row, contender)).cloned().unwrap_or_default();
             values.sort_by(f64::total_cmp);
-            match values.get(values.len() / 2) {
-                Some(median) if *median < 10.0 => print!("{median:>12.3}"),
-                Some(median) => print!("{median:>12.0}"),
-                None => print!("{:>12}", "-"),
-            }
+            values.get(values.len() / 2).copied()
+        };
+        print_row(name, more, median);
+        if row / 10 == 3 {
+            // What a proxy adds to the way without one.
+            let direct = median(Contender::Direct).unwrap_or_default();
+            let added = |contender| match contender {
+                Contender::Direct => None,
+                _ => median(contender).map(|it| it - direct),
+            };
+            print_row(&name.replace("connect+answer", "  added"), more, added);
         }
-        println!();
+    }
+}
+
+fn print_row(name: &str, more: bool, figure: impl Fn(Contender) -> Option<f64>) {
+    print!("{name:24}");
+    for contender in Contender::ALL {
+        match figure(contender) {
+            Some(figure) if figure < 10.0 => print!("{figure:>12.3}"),
+            Some(figure) => print!("{figure:>12.0}"),
+            None => print!("{:>12}", "-"),
+        }
+    }
+    let others = [Contender::Nginx, Contender::Haproxy].into_iter().filter_map(&figure);
+    let best = if more { others.reduce(f64::max) } else { others.reduce(f64::min) };
+    match (figure(Contender::Ours), best) {
+        (Some(ours), Some(best)) if more => println!("{:>8.2}x", ours / best),
+        (Some(ours), Some(best)) => println!("{:>8.2}x", best / ours),
+        _ => println!(),
     }
 }

@@ -21,6 +21,7 @@ use proxier_core::{
     },
 };
 use proxier_netlink::NetNs;
+use proxier_testkit::eventually_async;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, UdpSocket},
@@ -193,11 +194,27 @@ pub async fn ask(at: SocketAddr) -> bool {
 
 /// Waits for something to become true.
 pub async fn until(what: &str, mut is: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !is() {
-        assert!(Instant::now() < deadline, "still waiting: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    eventually_async(PATIENCE, what, || std::future::ready(is())).await.unwrap();
+}
+
+/// Waits until a figure has stayed the same for a fifth of a second.
+pub async fn until_steady<T: PartialEq>(what: &str, mut figure: impl FnMut() -> T) {
+    let (mut last, mut since) = (figure(), Instant::now());
+    until(what, || {
+        let now = figure();
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+        since.elapsed() > Duration::from_millis(200)
+    })
+    .await;
+}
+
+/// Memory that this process holds.
+pub fn resident_kib() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.split_whitespace().next().unwrap().parse().unwrap()
 }
 
 /// Open descriptors of this process.
