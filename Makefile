@@ -31,4 +31,4 @@ bench:
 
 # Write the golden plans anew; read the diff before you commit it.
 bless:
-	BLESS=1 $(CARGO) test --workspace --all-features golden
+	BLESS=1 $(CARGO) test --workspace --all-features --test golden

@@ -13,6 +13,8 @@ use proxier_core::{
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, info, warn};
 
+use crate::swap::{Retired, Swap, SwapError, Swapped, prepare};
+
 /// How many events may wait. A source that is faster waits; nothing is lost.
 const QUEUE: usize = 1024;
 
@@ -72,6 +74,8 @@ pub struct Driver {
     started: Instant,
     retry_at: Option<Duration>,
     retry_after: Duration,
+    /// The old mode, while it lingers.
+    retired: Option<Retired>,
 }
 
 /// Feeds a [`Driver`] and watches it. Cheap to clone; the driver stops when the last one is gone.
@@ -81,11 +85,11 @@ pub struct Handle {
     standing: watch::Receiver<Standing>,
 }
 
-#[derive(Debug)]
 enum Command {
     Audit(oneshot::Sender<Standing>),
     Event(Event),
     Settle(oneshot::Sender<Standing>),
+    Swap(Box<dyn Proxier>, Swap, oneshot::Sender<Result<Swapped, SwapError>>),
 }
 
 /// The driver is gone.
@@ -127,6 +131,26 @@ impl Handle {
         self.ask(Command::Audit).await
     }
 
+    /// Goes over to another mode while traffic flows.
+    ///
+    /// The new proxier is programmed beside the old one and checked, then takes over, and the old one
+    /// is removed. Translation is decided once for a connection and remembered by the kernel, so
+    /// established connections go on as they are, and new ones are served by one mode or the other at
+    /// every moment. The exception are connections that the old mode carries itself, see
+    /// [`Swap::linger`].
+    ///
+    /// # Errors
+    /// The new mode cannot take over. It is removed again, and the old one stays in force.
+    ///
+    /// # Cancel safety
+    /// The exchange happens all the same once it was asked for.
+    pub async fn swap(&self, to: Box<dyn Proxier>, options: Swap) -> Result<Swapped, SwapError> {
+        let (sender, receiver) = oneshot::channel();
+        let command = Command::Swap(to, options, sender);
+        self.commands.send(command).await.map_err(|_gone| Stopped)?;
+        receiver.await.map_err(|_gone| Stopped)?
+    }
+
     /// Where the driver stands, now and as it changes.
     #[must_use]
     pub fn standing(&self) -> watch::Receiver<Standing> {
@@ -148,6 +172,7 @@ enum Wake {
     Command(Command),
     Gone,
     Due,
+    Retire,
     Retry,
     Stop,
 }
@@ -169,6 +194,7 @@ impl Driver {
             started: Instant::now(),
             retry_at: None,
             retry_after: FIRST_RETRY,
+            retired: None,
         };
         (driver, Handle { commands: sender, standing: watcher })
     }
@@ -187,7 +213,10 @@ impl Driver {
         loop {
             let due = if pending { pacer.due() } else { pacer.due().max(self.now()) };
             match self.wake(stop.as_mut(), due).await {
-                Wake::Stop | Wake::Gone => return self.proxier,
+                Wake::Stop | Wake::Gone => {
+                    self.retire().await;
+                    return self.proxier;
+                }
                 Wake::Command(command) => {
                     if self.take_command(command).await {
                         pending = true;
@@ -204,6 +233,7 @@ impl Driver {
                     let took = self.sync(Work::Events).await;
                     pacer.end(self.now(), took, true);
                 }
+                Wake::Retire => self.retire().await,
                 Wake::Retry => {
                     self.sync(Work::Retry).await;
                 }
@@ -223,13 +253,16 @@ impl Driver {
         stop: std::pin::Pin<&mut (impl Future<Output = ()> + Send)>,
         due: Duration,
     ) -> Wake {
-        let retry = self.retry_at.filter(|at| *at < due);
-        let at = tokio::time::Instant::from_std(self.started + retry.unwrap_or(due));
+        let retry = self.retry_at.map(|at| (at, Wake::Retry));
+        let retire = self.retired.as_ref().map(|it| (it.at, Wake::Retire));
+        let earlier = retry.into_iter().chain(retire).filter(|(at, _)| *at < due);
+        let (at, wake) = earlier.min_by_key(|(at, _)| *at).unwrap_or((due, Wake::Due));
+        let at = tokio::time::Instant::from_std(self.started + at);
         tokio::select! {
             biased;
             () = stop => Wake::Stop,
             command = self.commands.recv() => command.map_or(Wake::Gone, Wake::Command),
-            () = tokio::time::sleep_until(at) => if retry.is_some() { Wake::Retry } else { Wake::Due },
+            () = tokio::time::sleep_until(at) => wake,
         }
     }
 
@@ -246,6 +279,51 @@ impl Driver {
                 self.waiting.push(sender);
                 false
             }
+            Command::Swap(to, options, sender) => {
+                // Whoever asked may have lost interest.
+                sender.send(self.swap(to, options).await).ok();
+                false
+            }
+        }
+    }
+
+    async fn swap(
+        &mut self,
+        mut to: Box<dyn Proxier>,
+        options: Swap,
+    ) -> Result<Swapped, SwapError> {
+        self.retire().await;
+        self.sync(Work::Events).await;
+        let began = Instant::now();
+        let wanted = self.store.is_programmed().then(|| self.store.reset());
+        let [from, to_mode] = [&self.proxier, &to].map(|it| it.capabilities().mode);
+        if from == to_mode {
+            return Err(SwapError::SameMode(from));
+        }
+        let known = self.proxier.status().degraded;
+        let report = prepare(&mut *to, wanted.clone(), &known, options).await?;
+        let old = std::mem::replace(&mut self.proxier, to);
+        let mut retired = Retired::new(old, self.now() + options.linger);
+        if options.linger.is_zero() {
+            retired.remove().await;
+        } else {
+            if let Some(wanted) = &wanted {
+                retired.dismiss(wanted).await;
+            }
+            self.retired = Some(retired);
+        }
+        let took = began.elapsed();
+        info!(%from, to = %to_mode, took_us = took.as_micros(), "exchanged the mode");
+        if let Some(report) = &report {
+            self.note(Work::Events, Ok(report.clone()), took);
+        }
+        Ok(Swapped { from, to: to_mode, report, took })
+    }
+
+    /// Removes the old mode, if one lingers.
+    async fn retire(&mut self) {
+        if let Some(retired) = self.retired.take() {
+            retired.remove().await;
         }
     }
 
@@ -345,7 +423,7 @@ fn log_degraded(before: &[Degraded], after: &[Degraded]) {
 }
 
 /// An error with its causes, in one line.
-fn in_full(error: &SyncError) -> String {
+pub(crate) fn in_full(error: &SyncError) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {

@@ -39,9 +39,11 @@ mod driver;
 #[cfg(feature = "manifests")]
 mod manifests;
 mod open;
+mod swap;
 
 pub use driver::{Driver, Handle, Pacing, Standing, Stopped};
 #[cfg(feature = "manifests")]
 pub use manifests::{ManifestError, Manifests, Snapshot};
 pub use open::{factory, modes, open, probe};
 pub use proxier_core::*;
+pub use swap::{Swap, SwapError, Swapped};

@@ -1,5 +1,7 @@
 //! Settings of the nftables mode.
 
+use proxier_core::capture_bit;
+
 /// Longest name of a table; what follows it in messages stays readable.
 const MAX_TABLE_BYTES: usize = 28;
 
@@ -67,6 +69,11 @@ impl Config {
     /// The packet mark that says "masquerade".
     pub(crate) const fn mark(&self) -> u32 {
         1_u32.wrapping_shl(self.masquerade_bit as u32)
+    }
+
+    /// The packet mark of what another mode has captured.
+    pub(crate) fn captured(&self) -> u32 {
+        1 << capture_bit(self.masquerade_bit)
     }
 }
 

@@ -117,10 +117,15 @@ impl RuleBuilder {
         self.change_mark(!mark, mark)
     }
 
+    /// Goes on if a bit of the mark is set.
+    pub(crate) fn marked(mut self, mark: u32) -> Self {
+        self.exprs.push(Expr::Meta { key: MetaKey::MARK, dreg: FIRST });
+        self.bits(mark, true)
+    }
+
     /// Goes on if a bit of the mark is set, and clears it.
     pub(crate) fn take_mark(mut self, mark: u32) -> Self {
-        self.exprs.push(Expr::Meta { key: MetaKey::MARK, dreg: FIRST });
-        self = self.bits(mark, true);
+        self = self.marked(mark);
         self.exprs.push(Expr::Meta { key: MetaKey::MARK, dreg: FIRST });
         self.change_mark(u32::MAX, mark)
     }

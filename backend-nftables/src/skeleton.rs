@@ -41,7 +41,7 @@ pub(crate) fn skeleton(config: &Config, family: Family, node: &FamilyView) -> BT
             }
         }
     }
-    let rules = Rules { mark: config.mark(), family, node };
+    let rules = Rules { mark: config.mark(), captured: config.captured(), family, node };
     for name in ChainName::fixed() {
         let rules = rules.of(name);
         add(Object::Chain(name), Value(Content::Chain(Arc::new(Chain { comment: None, rules }))));
@@ -95,6 +95,7 @@ const fn loopback(family: Family) -> IpNet {
 
 struct Rules<'a> {
     mark: u32,
+    captured: u32,
     family: Family,
     node: &'a FamilyView,
 }
@@ -229,6 +230,8 @@ impl Rules<'_> {
         let mut rules = vec![
             self.rule().translated(true).goto(ChainName::Seen),
             self.rule().jump(ChainName::Refuse(Space::Service)),
+            // Another mode, which is about to take over or to go, delivers it to a process.
+            self.rule().marked(self.captured).verdict(Verdict::Accept),
             self.rule().within(&[Field::Daddr], cluster_ips).reject(),
         ];
         let unallocated = self.node.service_cidrs.iter();

@@ -56,7 +56,7 @@ impl Default for Capture {
     fn default() -> Self {
         Self {
             table: "proxier-userspace".to_owned(),
-            mark_bit: 14,
+            mark_bit: 13,
             routing_table: 29_520,
             rule_priority: 90,
         }
@@ -263,6 +263,6 @@ mod tests {
         assert_eq!(error.to_string(), "mark bit 32: a packet mark has bits 0 to 31");
         let error = with(Capture { routing_table: 254, ..capture() }).validate().unwrap_err();
         assert_eq!(error.to_string(), "routing table 254 belongs to the system");
-        assert_eq!(capture().mark(), 0x4000);
+        assert_eq!(capture().mark(), 0x2000);
     }
 }

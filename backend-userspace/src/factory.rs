@@ -2,7 +2,8 @@
 
 use async_trait::async_trait;
 use proxier_core::{
-    BackendFactory, Mode, OpenContext, OpenError, Proxier, Suitability, spi::CommitError,
+    BackendFactory, Mode, OpenContext, OpenError, Proxier, Suitability, capture_bit,
+    spi::CommitError,
 };
 use proxier_netlink::spi::netns;
 
@@ -16,17 +17,17 @@ use crate::{
 
 /// Makes proxiers of the userspace mode that capture traffic.
 ///
-/// [`OpenContext::prefix`] is the name of the table, and [`OpenContext::masquerade_bit`] the mark bit:
-/// nothing is masqueraded in the kernel, so the bit is free. Two instances in one namespace need
-/// different names, bits and, by [`engine`], routing tables.
+/// [`OpenContext::prefix`] is the name of the table. The mark bit is [`capture_bit`]: another mode that
+/// masquerades may be at work at the same time, and what it marks must not be routed to this process.
+/// Two instances in one namespace need different names, bits and, by [`engine`], routing tables.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Factory;
 
 fn config(context: &OpenContext) -> Config {
     let default = Capture::default();
-    let table = context.prefix.clone().unwrap_or(default.table);
-    let listen =
-        Listen::Capture(Capture { table, mark_bit: context.masquerade_bit, ..Capture::default() });
+    let table = context.prefix.clone().unwrap_or_else(|| default.table.clone());
+    let mark_bit = capture_bit(context.masquerade_bit);
+    let listen = Listen::Capture(Capture { table, mark_bit, ..default });
     Config { listen, ..Config::default() }
 }
 

@@ -107,6 +107,10 @@ pub enum ChainName {
     FromOwn(Way, Origin),
     /// The node's own packets.
     Output,
+    /// Keeps others from translating what was captured.
+    Keep,
+    /// Keeps others from translating the node's own captured packets.
+    KeepOwn,
     /// Packets that leave, also through `lo`.
     Postrouting,
     /// Packets that arrive, also through `lo`.
@@ -120,13 +124,14 @@ impl ChainName {
     /// Every chain.
     pub(crate) fn all() -> impl Iterator<Item = Self> {
         let hooks = [Self::Prerouting, Self::Output, Self::Postrouting, Self::CaptureOwn];
+        let hooks = hooks.into_iter().chain([Self::Keep, Self::KeepOwn]);
         let by_way = |way| {
             let from = ORIGINS.map(|origin| Self::From(way, origin));
             let own = OWN_ORIGINS.map(|origin| Self::FromOwn(way, origin));
             [Self::Classify(way), Self::ClassifyOwn(way)].into_iter().chain(from).chain(own)
         };
         let ways = Way::ALL.into_iter().flat_map(by_way);
-        hooks.into_iter().chain(ORIGINS.map(Self::Capture)).chain(ways)
+        hooks.chain(ORIGINS.map(Self::Capture)).chain(ways)
     }
 }
 
@@ -172,7 +177,7 @@ pub struct Chain {
 /// Where a base chain hangs.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Base {
-    /// `filter` or `route`.
+    /// `filter`, `nat` or `route`.
     pub kind: String,
     /// The number of the hook.
     pub hook: u32,

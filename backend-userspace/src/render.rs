@@ -56,6 +56,8 @@ impl Display for ChainName {
             Self::Foreign(name) => f.write_str(name),
             Self::From(way, from) => write!(f, "from-{}{}", origin(*from), suffix(*way)),
             Self::FromOwn(way, from) => write!(f, "own-{}{}", origin(*from), suffix(*way)),
+            Self::Keep => f.write_str("keep"),
+            Self::KeepOwn => f.write_str("keep-own"),
             Self::Output => f.write_str("output"),
             Self::Postrouting => f.write_str("postrouting"),
             Self::Prerouting => f.write_str("prerouting"),

@@ -4,6 +4,9 @@
 //! which drops or rejects what the verdict table says, and from there to `capture-ORIGIN`, which hands
 //! it to the listener of that origin: so the process knows the origin without asking anybody. The
 //! node's own packets are marked instead, are routed to `lo` by that mark, and come back in.
+//!
+//! Another mode that translates addresses may be at work at the same time, while one is exchanged for
+//! the other. What was captured is translated to where it goes anyway, before others are asked.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -27,6 +30,12 @@ use crate::{
 /// Before destination NAT, after connection tracking.
 // KERNEL: NF_IP_PRI_MANGLE (include/uapi/linux/netfilter_ipv4.h, v6.12); the same for IPv6.
 const MANGLE: i32 = -150;
+/// Before everybody else's destination NAT.
+// KERNEL: NF_IP_PRI_NAT_DST (include/uapi/linux/netfilter_ipv4.h, v6.12) is -100. The first NAT chain
+// that says something about a connection has the say (net/netfilter/nf_nat_core.c nf_nat_inet_fn).
+// A NAT chain of ours also keeps alive what another mode has translated: translation stops for all
+// connections of a namespace with its last NAT chain.
+const BEFORE_NAT: i32 = -101;
 /// What `fib` says of an address of this machine.
 // KERNEL: RTN_LOCAL (include/uapi/linux/rtnetlink.h, v6.12).
 const RTN_LOCAL: u32 = 2;
@@ -74,10 +83,12 @@ fn listed(node: &FamilyView, family: Family) -> impl Iterator<Item = IpAddr> {
 }
 
 fn base(name: &ChainName) -> Option<Base> {
-    let (kind, hook) = match name {
-        ChainName::Output => ("route", Hook::Output),
-        ChainName::Postrouting => ("filter", Hook::Postrouting),
-        ChainName::Prerouting => ("filter", Hook::Prerouting),
+    let (kind, hook, priority) = match name {
+        ChainName::Keep => ("nat", Hook::Prerouting, BEFORE_NAT),
+        ChainName::KeepOwn => ("nat", Hook::Output, BEFORE_NAT),
+        ChainName::Output => ("route", Hook::Output, MANGLE),
+        ChainName::Postrouting => ("filter", Hook::Postrouting, MANGLE),
+        ChainName::Prerouting => ("filter", Hook::Prerouting, MANGLE),
         ChainName::Capture(_)
         | ChainName::CaptureOwn
         | ChainName::Classify(_)
@@ -86,7 +97,7 @@ fn base(name: &ChainName) -> Option<Base> {
         | ChainName::From(..)
         | ChainName::FromOwn(..) => return None,
     };
-    Some(Base { kind: kind.to_owned(), hook: hook as u32, priority: MANGLE })
+    Some(Base { kind: kind.to_owned(), hook: hook as u32, priority })
 }
 
 struct Builder<'a> {
@@ -111,6 +122,9 @@ impl Builder<'_> {
                 self.refuse(*way, *origin, &ChainName::Capture(*origin))
             }
             ChainName::FromOwn(way, origin) => self.refuse(*way, *origin, &ChainName::CaptureOwn),
+            ChainName::Keep | ChainName::KeepOwn => {
+                vec![self.rule("captured: it stays as it is").marked().keep_destination()]
+            }
             ChainName::Output => self.output(),
             ChainName::Postrouting => {
                 // Others may take the bit for something else, such as "masquerade".
@@ -449,6 +463,17 @@ impl RuleBuilder {
             .push(Expr::Tproxy { family, addr: Some(Reg::R1), port: Some(Reg::R2) })
     }
 
+    /// Translates the destination to what it is.
+    fn keep_destination(self) -> Rule {
+        let (offset, len) = self.address(true);
+        let family = match self.family {
+            Family::V4 => nft::Family::Ipv4,
+            Family::V6 => nft::Family::Ipv6,
+        };
+        let rule = self.payload(PayloadBase::NETWORK, offset, len, Reg::R1);
+        rule.push(Expr::Nat(nft::Nat::dnat(family, Reg::R1, None))).rule
+    }
+
     fn reject(self) -> Rule {
         let code = *PORT_UNREACHABLE.of(self.family);
         self.push(Expr::Reject { kind: RejectKind::ICMP, code }).rule
@@ -500,12 +525,12 @@ mod tests {
                 }
             }
         }
-        assert_eq!(rules, 76);
+        assert_eq!(rules, 78);
         let sets = SetName::all().map(|set| set.to_string());
         assert!(names.into_iter().chain(sets).all(|name| name.len() <= 28));
         assert_eq!(
             ChainName::all().count(),
-            3 + 1 + 3 + 2 * (2 + ORIGINS.len() + OWN_ORIGINS.len())
+            3 + 1 + 2 + 3 + 2 * (2 + ORIGINS.len() + OWN_ORIGINS.len())
         );
     }
 }

@@ -1,11 +1,11 @@
 //! Where connections to a frontend go: the routing table of the process.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     hash::{BuildHasher, RandomState},
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use proxier_core::{
@@ -20,6 +20,9 @@ use crate::{
 
 /// Shards of the routes. A change locks one of them, for the time of an insertion.
 const SHARDS: usize = 64;
+/// How long a route that was removed is remembered: what was captured before is accepted after, when
+/// its handshake has come to an end.
+const MEMORY: Duration = Duration::from_secs(3);
 
 type Shard = RwLock<BTreeMap<FrontendKey, Arc<Live>>>;
 
@@ -27,6 +30,7 @@ type Shard = RwLock<BTreeMap<FrontendKey, Arc<Live>>>;
 #[derive(Debug)]
 pub(crate) struct Table {
     routes: Vec<Shard>,
+    removed: Mutex<Removed>,
     services: Mutex<BTreeMap<FragmentId, Arc<ServiceState>>>,
     origins: RwLock<ByFamily<Option<Origins>>>,
     hasher: RandomState,
@@ -40,10 +44,39 @@ pub(crate) struct Live {
     pub(crate) service: Arc<ServiceState>,
 }
 
+/// Routes that were removed a moment ago.
+#[derive(Debug, Default)]
+struct Removed {
+    routes: BTreeMap<FrontendKey, (Instant, Arc<Live>)>,
+    /// Oldest first.
+    queue: VecDeque<(Instant, FrontendKey)>,
+}
+
+impl Removed {
+    fn remember(&mut self, key: FrontendKey, live: Arc<Live>, now: Instant) {
+        self.forget(now);
+        self.routes.insert(key, (now, live));
+        self.queue.push_back((now, key));
+    }
+
+    fn forget(&mut self, now: Instant) {
+        while let Some((at, key)) = self.queue.front().copied()
+            && now.saturating_duration_since(at) > MEMORY
+        {
+            self.queue.pop_front();
+            // It may have come back and gone again.
+            if self.routes.get(&key).is_some_and(|(last, _)| *last == at) {
+                self.routes.remove(&key);
+            }
+        }
+    }
+}
+
 impl Table {
     pub(crate) fn new(affinity_clients: usize) -> Self {
         Self {
             routes: (0..SHARDS).map(|_| Shard::default()).collect(),
+            removed: Mutex::default(),
             services: Mutex::default(),
             origins: RwLock::default(),
             hasher: RandomState::new(),
@@ -65,8 +98,13 @@ impl Table {
         let port = destination.port().try_into().ok()?;
         let key = |way_in| FrontendKey { way_in, port, protocol };
         let ip = destination.ip();
-        let address = self.route(&key(WayIn::Address(ip)));
-        address.or_else(|| self.route(&key(WayIn::Node(Family::of(ip)))))
+        let keys = [key(WayIn::Address(ip)), key(WayIn::Node(Family::of(ip)))];
+        let route = keys.iter().find_map(|key| self.route(key));
+        route.or_else(|| {
+            let mut removed = self.removed();
+            removed.forget(Instant::now());
+            keys.iter().find_map(|key| removed.routes.get(key).map(|(_, live)| Arc::clone(live)))
+        })
     }
 
     /// The route of a frontend.
@@ -103,10 +141,16 @@ impl Table {
         true
     }
 
-    pub(crate) fn remove_route(&self, key: &FrontendKey) {
-        if let Some(shard) = self.shard(key) {
-            shard.write().unwrap_or_else(PoisonError::into_inner).remove(key);
+    pub(crate) fn remove_route(&self, key: &FrontendKey, now: Instant) {
+        let Some(shard) = self.shard(key) else { return };
+        let live = shard.write().unwrap_or_else(PoisonError::into_inner).remove(key);
+        if let Some(live) = live {
+            self.removed().remember(*key, live, now);
         }
+    }
+
+    fn removed(&self) -> MutexGuard<'_, Removed> {
+        self.removed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How origins are told where the kernel does not.
@@ -154,6 +198,7 @@ impl Table {
         for shard in &self.routes {
             shard.write().unwrap_or_else(PoisonError::into_inner).clear();
         }
+        *self.removed() = Removed::default();
         let services = std::mem::take(&mut *self.services());
         services.values().for_each(|service| service.end());
         Family::ALL.into_iter().for_each(|family| self.set_origins(family, None));

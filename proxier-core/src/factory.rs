@@ -31,6 +31,15 @@ pub struct OpenContext {
     pub xtables: Xtables,
 }
 
+/// The bit of the packet mark that says "routed to this machine, for a process that serves it", given
+/// the one that says "masquerade": 13, or 12 where 13 is taken.
+///
+/// While two modes overlap, what one has captured by this mark is left alone by the others.
+#[must_use]
+pub const fn capture_bit(masquerade_bit: u8) -> u8 {
+    if masquerade_bit == 13 { 12 } else { 13 }
+}
+
 /// The kernel's two packet filters that iptables can write to.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]

@@ -47,7 +47,7 @@ pub mod spi;
 #[cfg(feature = "test-util")]
 pub mod testing;
 
-pub use factory::{BackendFactory, OpenContext, OpenError, Suitability, Xtables};
+pub use factory::{BackendFactory, OpenContext, OpenError, Suitability, Xtables, capture_bit};
 pub use name::{ByFamily, Family, FragmentId, ObjectName, Protocol};
 pub use proxier::{
     Capabilities, Change, Count, Counter, Degraded, Mode, OpCount, PlanSummary, PlannedOp, Proxier,

@@ -95,7 +95,11 @@ impl<'a> Batch<'a> {
         let mut spec = ChainSpec::new(nft_family(self.family), self.table, &name);
         if let Some(Base { kind, hook, priority }) = &chain.base {
             spec = spec.base(BaseChain {
-                kind: if kind == "route" { ChainType::Route } else { ChainType::Filter },
+                kind: match kind.as_str() {
+                    "nat" => ChainType::Nat,
+                    "route" => ChainType::Route,
+                    _ => ChainType::Filter,
+                },
                 hook: match hook {
                     0 => Hook::Prerouting,
                     1 => Hook::Input,

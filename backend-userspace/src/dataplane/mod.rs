@@ -184,7 +184,7 @@ impl UserspaceDataplane {
                     }
                 }
                 Undo::Route(key, None) => {
-                    table.remove_route(&key);
+                    table.remove_route(&key, Instant::now());
                     self.workers.close(key);
                 }
                 Undo::Service(id, Some(old)) => table.set_service(&id, old, Instant::now()),
@@ -199,7 +199,7 @@ impl UserspaceDataplane {
         for op in ops {
             match op {
                 Op::Del(Key::Route(key), _) => {
-                    table.remove_route(key);
+                    table.remove_route(key, Instant::now());
                     self.workers.close(*key);
                 }
                 Op::Del(Key::Service(id), _) => table.remove_service(id),

@@ -188,6 +188,12 @@ impl Store {
         Update::Reset { revision: self.revision, node: Arc::clone(&self.view), fragments }
     }
 
+    /// Says whether there was an update yet.
+    #[must_use]
+    pub fn is_programmed(&self) -> bool {
+        self.revision != Revision::default()
+    }
+
     /// The node and settings in force.
     #[must_use]
     pub const fn env(&self) -> &NodeEnv {
