@@ -40,7 +40,7 @@
 //!
 //! | Feature | What it does |
 //! |---|---|
-//! | `latest` | picks the newest Kubernetes version of `k8s-openapi`, which demands that one program-wide choice is made; this crate needs none in particular |
+//! | `latest` (default) | picks the newest Kubernetes version of `k8s-openapi`, which demands that one program-wide choice is made; a program that makes its own switches this off, since this crate needs none in particular |
 
 mod ask;
 mod backoff;
