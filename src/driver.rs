@@ -18,6 +18,9 @@ use crate::swap::{Retired, Swap, SwapError, Swapped, prepare};
 /// How many events may wait. A source that is faster waits; nothing is lost.
 const QUEUE: usize = 1024;
 
+/// The least time between two looks at what others did. The first is at once.
+const FOREIGN_PAUSE: Duration = Duration::from_millis(100);
+
 /// The first repetition of what failed comes after this; each further one after twice as long.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 
@@ -74,6 +77,8 @@ pub struct Driver {
     started: Instant,
     retry_at: Option<Duration>,
     retry_after: Duration,
+    /// Changes that others make are not looked at before this.
+    quiet_until: Duration,
     /// The old mode, while it lingers.
     retired: Option<Retired>,
 }
@@ -172,6 +177,7 @@ enum Wake {
     Command(Command),
     Gone,
     Due,
+    Foreign,
     Retire,
     Retry,
     Stop,
@@ -194,6 +200,7 @@ impl Driver {
             started: Instant::now(),
             retry_at: None,
             retry_after: FIRST_RETRY,
+            quiet_until: Duration::ZERO,
             retired: None,
         };
         (driver, Handle { commands: sender, standing: watcher })
@@ -233,6 +240,11 @@ impl Driver {
                     let took = self.sync(Work::Events).await;
                     pacer.end(self.now(), took, true);
                 }
+                Wake::Foreign => {
+                    let took = self.sync(Work::Audit).await;
+                    // Two who undo each other's work must not keep a node busy.
+                    self.quiet_until = self.now() + took.saturating_mul(10).max(FOREIGN_PAUSE);
+                }
                 Wake::Retire => self.retire().await,
                 Wake::Retry => {
                     self.sync(Work::Retry).await;
@@ -258,10 +270,15 @@ impl Driver {
         let earlier = retry.into_iter().chain(retire).filter(|(at, _)| *at < due);
         let (at, wake) = earlier.min_by_key(|(at, _)| *at).unwrap_or((due, Wake::Due));
         let at = tokio::time::Instant::from_std(self.started + at);
+        let quiet = tokio::time::Instant::from_std(self.started + self.quiet_until);
         tokio::select! {
             biased;
             () = stop => Wake::Stop,
             command = self.commands.recv() => command.map_or(Wake::Gone, Wake::Command),
+            () = async {
+                tokio::time::sleep_until(quiet).await;
+                self.proxier.foreign_change().await;
+            } => Wake::Foreign,
             () = tokio::time::sleep_until(at) => wake,
         }
     }

@@ -36,12 +36,18 @@ impl Nftables {
         let capabilities = Capabilities {
             mode: Mode::Nftables,
             atomic: true,
-            spreading: Spreading { balance: &[Balance::Random], weights: false, counters: false },
+            spreading: Spreading {
+                balance: &[Balance::Random, Balance::RoundRobin, Balance::SourceHash],
+                weights: true,
+                counters: false,
+            },
             limits: vec![
                 "A new connection is looked up in one set for each number of endpoints that some \
                  Service has, until one holds its address and port.",
                 "A Service port with session affinity has chains of its own, and adding or removing \
                  one makes the kernel walk those of all of them.",
+                "A Service port that spreads round robin or by source has chains of its own, too.",
+                "Weights are rounded where a pool would have more than 4,096 slots.",
                 "Session affinity remembers 262,144 clients, over all Services of a family.",
                 "Health-check node ports are not let through other tables: an accept here is not \
                  final there.",
@@ -91,7 +97,9 @@ impl Backend for Nftables {
     fn stage(&self, key: &Key) -> Stage {
         match &key.object {
             Object::Table | Object::Set(_) => Stage::Base,
-            Object::Chain(ChainName::Remember(_) | ChainName::Sticky(..)) => Stage::Body,
+            Object::Chain(
+                ChainName::Remember(_) | ChainName::Spread(..) | ChainName::Sticky(..),
+            ) => Stage::Body,
             Object::Chain(_) => Stage::Base,
             Object::Pick(_) | Object::Stray(_) => Stage::Body,
             Object::Element(element) => match element {
@@ -103,6 +111,7 @@ impl Backend for Nftables {
                 | Element::Odd { .. } => Stage::Body,
                 Element::Size { .. }
                 | Element::Remember(_)
+                | Element::Spread { .. }
                 | Element::Sticky { .. }
                 | Element::Address { .. }
                 | Element::NodeAddress(_) => Stage::Entry,

@@ -20,6 +20,7 @@ pub(crate) fn put_key(out: &mut Vec<u8>, element: &Element) {
         Element::Frontend { frontend, .. }
         | Element::Size { frontend, .. }
         | Element::Remember(frontend)
+        | Element::Spread { frontend, .. }
         | Element::Sticky { frontend, .. } => put_frontend(out, frontend),
         Element::Source(source) => {
             put_ip(out, source.1.network());
@@ -112,6 +113,7 @@ pub(crate) fn element(
             (end.frontend(space)? == frontend).then_some(())?;
             Element::Source(Box::new((frontend, net)))
         }
+        SetName::Spread(space, pool) => Element::Spread { pool, frontend: reader.frontend(space)? },
         SetName::Sticky(space, pool) => Element::Sticky { pool, frontend: reader.frontend(space)? },
     };
     reader.rest.is_empty().then_some(element)
@@ -211,6 +213,7 @@ mod tests {
                     Element::Member { pool, id, ip },
                     Element::Size { pool, size: Size::of(3), frontend },
                     Element::Remember(frontend),
+                    Element::Spread { pool, frontend },
                     Element::Sticky { pool, frontend },
                     Element::Address { kind: AddressKind::External, ip },
                     Element::NodeAddress(ip),

@@ -1,14 +1,15 @@
 //! From a fragment to elements of sets. Pure.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{borrow::Cow, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 use proxier_core::{
-    Family, Protocol,
+    Family, FragmentId, Protocol,
     ir::{
-        FamilyView, Fragment, Frontend, FrontendKind, Member, Origin, Pool, Snat, SourceFilter,
-        Verdict, WayIn,
+        Balance, FamilyView, Fragment, Frontend, FrontendKey, FrontendKind, Member, Origin, Pool,
+        Snat, SourceFilter, Verdict, WayIn,
     },
+    maglev,
     spi::{Objects, PlanError},
 };
 
@@ -19,9 +20,9 @@ use crate::{
         PortId, Says, SetName, Size, Space, Value,
     },
     rule::{Rule, RuleBuilder},
-    sets::client,
+    sets::{client, frontend},
     skeleton::detector_problem,
-    slots::place,
+    slots::{copies, place},
 };
 
 /// The slots of a fragment's endpoints, by pool.
@@ -51,8 +52,12 @@ pub(crate) fn compile(
         return Err(PlanError::Unsupported { mode: "nftables", reason });
     }
     let slots = |pool| {
-        let members: Vec<_> = fragment.pool(pool).iter().map(endpoint).collect();
-        place(memo.pool(pool), &members)
+        if fragment.balance == Balance::SourceHash {
+            // The places of a table do not depend on what was.
+            fragment.pool(pool).iter().map(endpoint).collect()
+        } else {
+            place(memo.pool(pool), &copies(fragment.pool(pool)))
+        }
     };
     let memo = Memo { cluster: slots(Pool::Cluster), local: slots(Pool::Local) };
     let mut compiler = Compiler { node, fragment, memo: &memo, out };
@@ -63,6 +68,22 @@ pub(crate) fn compile(
     let used = POOLS.into_iter().zip(used).filter_map(|(pool, used)| used.then_some(pool));
     compiler.pools(&used.collect::<Vec<_>>());
     Ok(memo)
+}
+
+/// What says the slot, where that is not drawn at random.
+fn spread(balance: Balance, slots: usize) -> Option<Field> {
+    let slots = u32::try_from(slots).unwrap_or(u32::MAX);
+    let ways = [
+        (Balance::RoundRobin, Field::Next(slots)),
+        (Balance::SourceHash, Field::SourceHash(slots)),
+    ];
+    ways.into_iter().find(|(way, _)| *way == balance).map(|(_, field)| field)
+}
+
+/// The endpoint for each hash.
+fn hashed(members: &[Member]) -> Vec<Endpoint> {
+    let table = maglev::table(members);
+    table.into_iter().filter_map(|index| members.get(index)).map(endpoint).collect()
 }
 
 fn endpoint(member: &Member) -> Endpoint {
@@ -164,19 +185,19 @@ impl Compiler<'_> {
     /// Declares the endpoints of a pool behind a frontend.
     fn pool_of(&mut self, frontend: &Frontend, pool: Pool) {
         let (key, memo) = (frontend.key, self.memo);
-        let endpoints = memo.pool(pool);
-        for (slot, endpoint) in (0..).zip(endpoints) {
+        let endpoints = if self.fragment.balance == Balance::SourceHash {
+            Cow::Owned(hashed(self.fragment.pool(pool)))
+        } else {
+            Cow::Borrowed(memo.pool(pool))
+        };
+        for (slot, endpoint) in (0..).zip(&*endpoints) {
             let element = Element::Endpoint { pool, frontend: key, slot };
             self.own(element, Value(Content::Endpoint(*endpoint)));
         }
-        let space = Space::of(&key);
-        let size = Size::of(endpoints.len());
-        self.own(Element::Size { pool, size, frontend: key }, Value::EXISTS);
-        if !size.is_usual(space, pool) {
-            self.share(Object::Set(SetName::Size(space, pool, size)), Value::EXISTS);
+        match spread(self.fragment.balance, endpoints.len()) {
+            Some(field) => self.spread(key, pool, field),
+            None => self.size(key, pool, Size::of(endpoints.len())),
         }
-        let picks = Pick::turns(space, pool, size, key.protocol).filter(|pick| !pick.is_usual());
-        picks.for_each(|pick| self.share(Object::Pick(pick), Value::EXISTS));
         if self.fragment.affinity.is_some() {
             let id = PortId::of(&self.fragment.id);
             let to = |chain| Value(Content::Leads(chain));
@@ -184,6 +205,30 @@ impl Compiler<'_> {
             self.own(Element::Sticky { pool, frontend: key }, sticky);
             self.own(Element::Remember(key), to(ChainName::Remember(id)));
         }
+    }
+
+    /// Lets connections be spread at random, as all frontends with as many slots.
+    fn size(&mut self, key: FrontendKey, pool: Pool, size: Size) {
+        let space = Space::of(&key);
+        self.own(Element::Size { pool, size, frontend: key }, Value::EXISTS);
+        if !size.is_usual(space, pool) {
+            self.share(Object::Set(SetName::Size(space, pool, size)), Value::EXISTS);
+        }
+        let picks = Pick::turns(space, pool, size, key.protocol).filter(|pick| !pick.is_usual());
+        picks.for_each(|pick| self.share(Object::Pick(pick), Value::EXISTS));
+    }
+
+    /// Lets a chain of the Service port's own spread connections: others must not take turns in it.
+    fn spread(&mut self, key: FrontendKey, pool: Pool, field: Field) {
+        let FragmentId { family, protocol, .. } = self.fragment.id;
+        let space = Space::of(&key);
+        let slot = [frontend(space), &[field]].concat();
+        let rule = RuleBuilder::new(family).protocol(protocol);
+        let rule = rule.translate(&slot, SetName::Endpoints(space, pool));
+        let chain = ChainName::Spread(PortId::of(&self.fragment.id), space, pool);
+        self.chain(chain, vec![rule]);
+        let leads = Value(Content::Leads(chain));
+        self.own(Element::Spread { pool, frontend: key }, leads);
     }
 
     /// Declares what belongs to pools whatever the frontends are.

@@ -18,6 +18,8 @@ pub(crate) enum Field {
     OriginalDaddr,
     /// Destination port, likewise.
     OriginalDport,
+    /// Numbers below this one, one after the other.
+    Next(u32),
     /// Transport protocol.
     Proto,
     /// A random number below this one.
@@ -26,10 +28,14 @@ pub(crate) enum Field {
     Saddr,
     /// 32 bits that depend on the source address and this seed; IPv6 only.
     SaddrHash(u32),
+    /// A number below this one that depends on the source address.
+    SourceHash(u32),
 }
 
 /// Result of a hash is below this.
 const HASH_MODULUS: u32 = u32::MAX;
+/// Any number will do, as long as every node has the same.
+const SOURCE_SEED: u32 = 0x7072_6f78;
 
 impl Field {
     /// Four-byte slots it takes in a register or key.
@@ -41,10 +47,12 @@ impl Field {
             },
             Self::Dport
             | Self::Fixed(_)
+            | Self::Next(_)
             | Self::OriginalDport
             | Self::Proto
             | Self::Random(_)
-            | Self::SaddrHash(_) => 1,
+            | Self::SaddrHash(_)
+            | Self::SourceHash(_) => 1,
         }
     }
 
@@ -57,6 +65,9 @@ impl Field {
             Self::Dport => Expr::Payload { base: PayloadBase::TRANSPORT, offset: 2, len: 2, dreg },
             Self::Fixed(number) => {
                 Expr::Numgen { dreg, modulus: 1, kind: NumgenKind::INCREMENTAL, offset: number }
+            }
+            Self::Next(modulus) => {
+                Expr::Numgen { dreg, modulus, kind: NumgenKind::INCREMENTAL, offset: 0 }
             }
             Self::OriginalDaddr => {
                 let key = match family {
@@ -71,19 +82,8 @@ impl Field {
                 Expr::Numgen { dreg, modulus, kind: NumgenKind::RANDOM, offset: 0 }
             }
             Self::Saddr => address(family, Side::Source, dreg),
-            Self::SaddrHash(seed) => {
-                // Behind all keys that hold hashes.
-                let spare = Reg::slot(8);
-                exprs.push(address(family, Side::Source, spare));
-                Expr::Hash(Hash {
-                    kind: HashKind::JENKINS,
-                    input: Some((spare, 16)),
-                    dreg,
-                    modulus: HASH_MODULUS,
-                    seed: Some(seed),
-                    offset: 0,
-                })
-            }
+            Self::SaddrHash(seed) => hash(family, dreg, HASH_MODULUS, seed, exprs),
+            Self::SourceHash(modulus) => hash(family, dreg, modulus, SOURCE_SEED, exprs),
         };
         exprs.push(expr);
     }
@@ -97,11 +97,15 @@ impl Field {
             Self::Fixed(number) => number.to_string(),
             Self::OriginalDaddr => format!("ct original {ip} daddr"),
             Self::OriginalDport => "ct original proto-dst".to_owned(),
+            Self::Next(modulus) => format!("numgen inc mod {modulus}"),
             Self::Proto => "meta l4proto".to_owned(),
             Self::Random(modulus) => format!("numgen random mod {modulus}"),
             Self::Saddr => format!("{ip} saddr"),
             Self::SaddrHash(seed) => {
                 format!("jhash {ip} saddr mod {HASH_MODULUS} seed {seed:#x}")
+            }
+            Self::SourceHash(modulus) => {
+                format!("jhash {ip} saddr mod {modulus} seed {SOURCE_SEED:#x}")
             }
         }
     }
@@ -128,7 +132,11 @@ impl Field {
                 Expr::Numgen { modulus: 1, offset, kind: NumgenKind::INCREMENTAL, .. } => {
                     Self::Fixed(*offset)
                 }
+                Expr::Numgen { modulus, kind: NumgenKind::INCREMENTAL, .. } => Self::Next(*modulus),
                 Expr::Numgen { modulus, .. } => Self::Random(*modulus),
+                Expr::Hash(Hash { modulus, .. }) if *modulus != HASH_MODULUS => {
+                    Self::SourceHash(*modulus)
+                }
                 Expr::Hash(Hash { seed: Some(seed), .. }) => Self::SaddrHash(*seed),
                 _ => Self::Proto,
             },
@@ -168,6 +176,28 @@ fn address(family: Family, side: Side, dreg: Reg) -> Expr<'static> {
         Family::V6 => 16,
     };
     Expr::Payload { base: PayloadBase::NETWORK, offset: side.offset(family), len, dreg }
+}
+
+/// Hashes the source address.
+fn hash(
+    family: Family,
+    dreg: Reg,
+    modulus: u32,
+    seed: u32,
+    exprs: &mut Vec<Expr<'static>>,
+) -> Expr<'static> {
+    // Behind all keys that hold hashes.
+    let spare = Reg::slot(8);
+    exprs.push(address(family, Side::Source, spare));
+    let bytes = u32::from(Field::Saddr.slots(family)) * 4;
+    Expr::Hash(Hash {
+        kind: HashKind::JENKINS,
+        input: Some((spare, bytes)),
+        dreg,
+        modulus,
+        seed: Some(seed),
+        offset: 0,
+    })
 }
 
 /// The name of a family in nf_tables.

@@ -36,6 +36,7 @@
 //! | `service-fenced`, `service-sources` | frontends with source ranges, and the ranges |
 //! | `service-no-endpoints` | frontends that reject |
 //! | `hairpin` | pairs of equal endpoint addresses |
+//! | `service-spread[-local]` | frontends that spread round robin or by source → the chain that does |
 //! | `affinity[-local]` | client and Service port → endpoint; written by rules, with a timeout |
 //!
 //! A new connection is looked up in the address sets, is marked for masquerading if its frontend says
@@ -51,6 +52,9 @@
 //! A Service port with session affinity has two or three chains: `remember-…` notes in `affinity`
 //! where a translated connection goes, and `sticky-…` sends the next one there, by whatever frontend
 //! it comes. `nft` 1.0.6 cannot express that with sets alone.
+//!
+//! An endpoint of weight 3 has three slots. A Service port that spreads round robin or by source has
+//! a chain `spread-…` for each kind of frontend, whose rule takes the slot from `numgen inc` or `jhash`.
 //!
 //! # Differences from kube-proxy's nftables mode
 //!

@@ -52,6 +52,7 @@ impl fmt::Display for SetName {
                 write!(f, "{}-of-{}{}", space.prefix(), size.slots(), suffix(*pool))
             }
             Self::Sources(space) => write!(f, "{}-sources", space.prefix()),
+            Self::Spread(space, pool) => write!(f, "{}-spread{}", space.prefix(), suffix(*pool)),
             Self::Sticky(space, pool) => write!(f, "{}-sticky{}", space.prefix(), suffix(*pool)),
         }
     }
@@ -77,9 +78,9 @@ impl SetName {
     /// Every set that exists whatever the Services are.
     pub(crate) fn fixed() -> impl Iterator<Item = Self> {
         let by_space = Space::ALL.into_iter().flat_map(|space| {
-            let by_pool = POOLS
-                .into_iter()
-                .flat_map(move |pool| [Self::Endpoints(space, pool), Self::Sticky(space, pool)]);
+            let by_pool = POOLS.into_iter().flat_map(move |pool| {
+                [Self::Endpoints(space, pool), Self::Spread(space, pool), Self::Sticky(space, pool)]
+            });
             Says::all()
                 .map(move |says| Self::Frontends(space, says))
                 .chain(by_pool)
@@ -164,6 +165,9 @@ impl fmt::Display for ChainName {
             Self::Remember(id) => write!(f, "remember-{id}"),
             Self::Seen => f.write_str("translated"),
             Self::Space(space) => write!(f, "{}s", space.prefix()),
+            Self::Spread(id, space, pool) => {
+                write!(f, "spread-{id}-{}{}", space.prefix(), suffix(*pool))
+            }
             Self::Sticky(id, pool) => write!(f, "sticky-{id}{}", suffix(*pool)),
         }
     }
@@ -191,6 +195,13 @@ impl ChainName {
     pub(crate) fn parse(name: &str) -> Option<Self> {
         if let Some(id) = name.strip_prefix("remember-") {
             return Some(Self::Remember(PortId::parse(id)?));
+        }
+        if let Some(rest) = name.strip_prefix("spread-") {
+            let id = PortId::parse(rest.get(..16)?)?;
+            let mut all = Space::ALL
+                .into_iter()
+                .flat_map(|space| POOLS.into_iter().map(move |pool| Self::Spread(id, space, pool)));
+            return all.find(|chain| chain.to_string() == name);
         }
         if let Some(rest) = name.strip_prefix("sticky-") {
             return Some(match rest.strip_suffix(suffix(Pool::Local)) {
@@ -225,7 +236,10 @@ mod tests {
         let affinity =
             [ChainName::Remember(id)].into_iter().chain(POOLS.map(|it| ChainName::Sticky(id, it)));
         let mut names = BTreeSet::new();
-        for chain in ChainName::fixed().chain(affinity) {
+        let spread = Space::ALL
+            .into_iter()
+            .flat_map(|space| POOLS.into_iter().map(move |it| ChainName::Spread(id, space, it)));
+        for chain in ChainName::fixed().chain(affinity).chain(spread) {
             let name = chain.to_string();
             assert_eq!(ChainName::parse(&name), Some(chain), "{name}");
             assert!(names.insert(name));

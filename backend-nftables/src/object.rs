@@ -83,6 +83,8 @@ pub(crate) enum SetName {
     Size(Space, Pool, Size),
     /// The sources that may use frontends.
     Sources(Space),
+    /// The chains that spread connections in an unusual way.
+    Spread(Space, Pool),
     /// The chains that recall where a client of a frontend was sent.
     Sticky(Space, Pool),
 }
@@ -165,6 +167,8 @@ pub(crate) enum ChainName {
     Seen,
     /// Packets to frontends of one kind.
     Space(Space),
+    /// Spreads the connections of one Service port in an unusual way.
+    Spread(PortId, Space, Pool),
     /// Sends clients of one Service port where they were sent before.
     Sticky(PortId, Pool),
 }
@@ -323,6 +327,10 @@ pub(crate) enum Element {
         frontend: FrontendKey,
     },
     Remember(FrontendKey),
+    Spread {
+        pool: Pool,
+        frontend: FrontendKey,
+    },
     Sticky {
         pool: Pool,
         frontend: FrontendKey,
@@ -349,6 +357,7 @@ impl Element {
             Self::Member { pool, .. } => SetName::Members(*pool),
             Self::Size { pool, size, frontend } => SetName::Size(Space::of(frontend), *pool, *size),
             Self::Remember(frontend) => SetName::Remember(Space::of(frontend)),
+            Self::Spread { pool, frontend } => SetName::Spread(Space::of(frontend), *pool),
             Self::Sticky { pool, frontend } => SetName::Sticky(Space::of(frontend), *pool),
             Self::Address { kind, .. } => SetName::Addresses(*kind),
             Self::NodeAddress(_) => SetName::NodeAddresses,

@@ -48,6 +48,7 @@ impl fmt::Display for Element {
             Self::Frontend { frontend, .. }
             | Self::Size { frontend, .. }
             | Self::Remember(frontend)
+            | Self::Spread { frontend, .. }
             | Self::Sticky { frontend, .. } => Of(frontend).fmt(f),
             Self::Source(source) => write!(f, "{} . {}", source.1, Of(&source.0)),
             Self::Hairpin(ip) => write!(f, "{ip} . {ip}"),

@@ -71,7 +71,9 @@ impl SetName {
             Self::Frontends(space, _) | Self::Size(space, _, _) => plain(frontend(space)),
             Self::Hairpin => plain(&[Field::Saddr, Field::Daddr]),
             Self::Members(_) => plain(&[&[Field::Daddr][..], &id].concat()),
-            Self::Remember(space) | Self::Sticky(space, _) => map(frontend(space), Data::Verdict),
+            Self::Remember(space) | Self::Spread(space, _) | Self::Sticky(space, _) => {
+                map(frontend(space), Data::Verdict)
+            }
             Self::Sources(space) => {
                 let fields = [&[Field::Saddr][..], frontend(space)].concat();
                 Layout { interval: true, ..plain(&fields) }
@@ -122,10 +124,8 @@ impl Layout {
 
     /// What `nft` needs to list numbers without a type of their own; empty where it needs nothing.
     fn userdata(&self, family: Family) -> Vec<u8> {
-        let has_numbers = self
-            .fields
-            .iter()
-            .any(|field| matches!(field, Field::Fixed(_) | Field::Random(_) | Field::SaddrHash(_)));
+        let has_numbers =
+            self.fields.iter().any(|field| data_type(*field, family) == DataType::integer(4));
         if !has_numbers {
             return Vec::new();
         }
@@ -150,7 +150,11 @@ const fn data_type(field: Field, family: Family) -> DataType {
             Family::V6 => DataType::IPV6,
         },
         Field::Dport | Field::OriginalDport => DataType::PORT,
-        Field::Fixed(_) | Field::Random(_) | Field::SaddrHash(_) => DataType::integer(4),
+        Field::Fixed(_)
+        | Field::Next(_)
+        | Field::Random(_)
+        | Field::SaddrHash(_)
+        | Field::SourceHash(_) => DataType::integer(4),
         Field::Proto => DataType::L4PROTO,
     }
 }
@@ -241,7 +245,9 @@ fn type_of(fields: &[Field], family: Family) -> Vec<u8> {
             expression(EXPR_PAYLOAD, &numbers(&[PROTO_TH, 2]))
         }
         (Field::Proto, _) => expression(EXPR_META, &numbers(&[META_L4PROTO])),
-        (Field::Fixed(_) | Field::SaddrHash(_), _) => expression(EXPR_NUMGEN, &numbers(&[0, 2, 0])),
+        (Field::Fixed(_) | Field::Next(_) | Field::SaddrHash(_) | Field::SourceHash(_), _) => {
+            expression(EXPR_NUMGEN, &numbers(&[0, 2, 0]))
+        }
         (Field::Random(_), _) => expression(EXPR_NUMGEN, &numbers(&[1, 2, 0])),
     });
     let each: Vec<_> = each.collect();

@@ -108,10 +108,14 @@ impl Rules<'_> {
             ChainName::CheckInput => self.check_input(),
             ChainName::CheckPassing => self.check_passing(),
             ChainName::From(space, origin) => self.from(space, origin),
-            // The rules of picks are objects of their own, those of affinity belong to Services.
-            ChainName::Picks(..) | ChainName::Remember(_) | ChainName::Sticky(..) => Vec::new(),
+            // The rules of picks are objects of their own, others belong to Services.
+            ChainName::Picks(..)
+            | ChainName::Remember(_)
+            | ChainName::Spread(..)
+            | ChainName::Sticky(..) => Vec::new(),
             ChainName::Pool(space, pool) => vec![
                 self.rule().follow(frontend(space), SetName::Sticky(space, pool)),
+                self.rule().follow(frontend(space), SetName::Spread(space, pool)),
                 self.rule().goto(ChainName::Picks(space, pool)),
             ],
             ChainName::Refuse(space) => vec![

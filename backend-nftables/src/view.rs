@@ -325,6 +325,15 @@ impl Walk<'_> {
                 state.put(*dreg, &result);
             }
             Expr::Immediate { dreg, value } => state.put(*dreg, value),
+            // Clients may come from anywhere.
+            Expr::Hash(hash) if hash.modulus != u32::MAX => {
+                for number in 0..hash.modulus {
+                    let mut state = state.clone();
+                    state.put(hash.dreg, &number.to_ne_bytes());
+                    on.insert(state);
+                }
+                return;
+            }
             Expr::Hash(hash) => {
                 // Nobody else is asked for: any number that depends on the source will do.
                 let seed = hash.seed.unwrap_or_default();

@@ -300,3 +300,93 @@ async fn one_endpoint_takes_at_most_five_operations() {
         assert!(ops <= 5, "{ops} operations for {endpoints} endpoints");
     }
 }
+
+/// A Service of each way to spread, for the tests of drift and of `nft`.
+const SPREAD: &str = "
+kind: Service
+metadata: {name: turns, namespace: shop, annotations: {proxier.dev/balance: round-robin}}
+spec: {type: NodePort, clusterIP: 10.97.9.1, ports: [{port: 80, nodePort: 31090}]}
+---
+kind: Service
+metadata: {name: hashed, namespace: shop, annotations: {proxier.dev/balance: source-hash}}
+spec: {clusterIP: 'fd41:97::91', ipFamilies: [IPv6], ports: [{port: 80}]}
+---
+kind: Service
+metadata: {name: heavy, namespace: shop, annotations: {proxier.dev/endpoint-weights: 10.61.9.1=4}}
+spec: {clusterIP: 10.97.9.3, ports: [{port: 80}]}
+---
+kind: EndpointSlice
+metadata: {name: turns-1, namespace: shop, labels: {kubernetes.io/service-name: turns}}
+addressType: IPv4
+ports: [{name: '', port: 8080}]
+endpoints: [{addresses: [10.61.9.1]}, {addresses: [10.61.9.2]}, {addresses: [10.61.9.3]}]
+---
+kind: EndpointSlice
+metadata: {name: hashed-1, namespace: shop, labels: {kubernetes.io/service-name: hashed}}
+addressType: IPv6
+ports: [{name: '', port: 8080}]
+endpoints: [{addresses: ['fd41:61::1']}, {addresses: ['fd41:61::2']}]
+---
+kind: EndpointSlice
+metadata: {name: heavy-1, namespace: shop, labels: {kubernetes.io/service-name: heavy}}
+addressType: IPv4
+ports: [{name: '', port: 8080}]
+endpoints: [{addresses: [10.61.9.1]}, {addresses: [10.61.9.2]}]
+";
+
+#[tokio::test]
+async fn every_way_to_spread_is_read_back_and_loads_back() {
+    let (ns, copy) = (Ns::new(), Ns::new());
+    let mut engine = ns.engine();
+    let (mut store, update) = store(env(), SPREAD);
+    sync(&mut engine, update).await;
+    let listing = ns.ruleset();
+    for part in
+        ["numgen inc mod 3 map @service-endpoints", "jhash ip6 saddr mod 251", "@service-of-5"]
+    {
+        assert!(listing.contains(part), "{part} in\n{listing}");
+    }
+    copy.feed("nft", &["-f", "-"], &listing);
+    assert_eq!(copy.ruleset(), listing);
+    let report = sync(&mut ns.engine(), store.reset()).await;
+    assert_eq!(report.ops.total(), 0, "a restart changes nothing: {report:?}");
+    for name in ["turns", "hashed", "heavy"] {
+        store.apply(delete(name));
+        sync(&mut engine, store.take().unwrap()).await;
+    }
+    assert!(!ns.ruleset().contains("chain spread-"), "chains go with their Services");
+}
+
+/// What is done to our table is noticed at once, and what we do ourselves is not.
+#[tokio::test]
+async fn foreign_changes_are_noticed_and_own_ones_are_not() {
+    const SOON: std::time::Duration = std::time::Duration::from_secs(5);
+    let ns = Ns::new();
+    let mut engine = ns.engine();
+    let (mut store, update) = store(env(), EVERYTHING);
+    sync(&mut engine, update).await;
+    let silent = async |engine: &mut TestEngine| {
+        let moment = std::time::Duration::from_millis(50);
+        tokio::time::timeout(moment, engine.foreign_change()).await.is_err()
+    };
+    assert!(silent(&mut engine).await, "nothing happened yet");
+    store.apply(delete("void"));
+    sync(&mut engine, store.take().unwrap()).await;
+    ns.run("nft", &["add", "table", "inet", "other"]);
+    assert!(silent(&mut engine).await, "neither our own changes nor other tables matter");
+    for command in [
+        "delete element ip proxier cluster-ips { 10.97.2.1 }",
+        "flush set ip6 proxier cluster-ips",
+        "flush chain ip proxier nat-postrouting",
+        "delete table ip proxier",
+        "flush ruleset",
+    ] {
+        ns.run("nft", &command.split(' ').collect::<Vec<_>>());
+        let noticed = tokio::time::timeout(SOON, engine.foreign_change()).await;
+        assert!(noticed.is_ok(), "waited for a notice of: nft {command}");
+        let report = engine.audit().await.unwrap();
+        assert!(report.drift > 0 && report.degraded.is_empty(), "{command}: {report:?}");
+        assert_consistent(&mut engine).await;
+        assert!(silent(&mut engine).await, "the repair of {command} is our own change");
+    }
+}

@@ -153,3 +153,61 @@ async fn a_client_comes_back_to_its_endpoint_by_every_frontend() {
     }
     assert_eq!(engine.audit().await.unwrap().drift, 0);
 }
+
+/// The world with an annotation of the Service.
+fn annotated(annotation: &str, endpoints: u8) -> String {
+    let text = world("clusterIP: 10.97.0.1, ports: [{port: 80}]", endpoints);
+    text.replacen(
+        "{name: cart, namespace: shop}",
+        &format!("{{name: cart, namespace: shop, annotations: {{{annotation}}}}}"),
+        1,
+    )
+}
+
+#[tokio::test]
+async fn weights_are_shares_of_connections() {
+    let ns = host();
+    let mut engine = ns.engine();
+    let weights = "proxier.dev/endpoint-weights: '10.61.0.1=30,10.61.0.2=10,10.61.0.3=0'";
+    sync(&mut engine, store(env_of_host(), &annotated(weights, 3)).1).await;
+    let seen = connect(&ns, NODE, "10.97.0.1:80", 400);
+    let count = |last| seen.get(&Ipv4Addr::new(10, 61, 0, last)).copied().unwrap_or_default();
+    // Six standard deviations.
+    assert!((248..=352).contains(&count(1)), "{seen:?}");
+    assert_eq!((count(1) + count(2), count(3)), (400, 0), "{seen:?}");
+}
+
+#[tokio::test]
+async fn round_robin_takes_turns() {
+    let ns = host();
+    let mut engine = ns.engine();
+    let update = store(env_of_host(), &annotated("proxier.dev/balance: round-robin", 40)).1;
+    sync(&mut engine, update).await;
+    let seen = connect(&ns, NODE, "10.97.0.1:80", 120);
+    assert_eq!((seen.len(), seen.values().all(|count| *count == 3)), (40, true), "{seen:?}");
+}
+
+#[tokio::test]
+async fn a_source_keeps_its_endpoint_and_sources_are_spread() {
+    let ns = host();
+    let mut engine = ns.engine();
+    let update = |endpoints| {
+        store(env_of_host(), &annotated("proxier.dev/balance: source-hash", endpoints)).1
+    };
+    sync(&mut engine, update(8)).await;
+    let sources: Vec<_> = (0..60).map(|n| format!("10.61.77.{n}")).collect();
+    let ask = |source: &String| {
+        let seen = connect(&ns, source, "10.97.0.1:80", 3);
+        assert_eq!(seen.len(), 1, "{source} has one endpoint: {seen:?}");
+        *seen.keys().next().unwrap()
+    };
+    let before: Vec<_> = sources.iter().map(ask).collect();
+    let used: std::collections::BTreeSet<_> = before.iter().collect();
+    assert!(used.len() >= 6, "{used:?}");
+    // One endpoint goes: only its own clients, and very few others, move.
+    sync(&mut engine, at(update(7), 2)).await;
+    let gone = Ipv4Addr::new(10, 61, 0, 8);
+    let moved = sources.iter().zip(before).filter(|(source, was)| ask(source) != *was);
+    let needless = moved.filter(|(_, was)| *was != gone).count();
+    assert!(needless <= 12, "{needless} of 60 moved without need");
+}

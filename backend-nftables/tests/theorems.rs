@@ -62,7 +62,7 @@ proptest! {
 
     #[test]
     fn any_history_ends_where_a_fresh_start_would(
-        history in vec(generate::burst(), 1..12), limit in prop_oneof![Just(7_usize), Just(1000)],
+        history in vec(generate::tuned_burst(), 1..12), limit in prop_oneof![Just(7_usize), Just(1000)],
     ) {
         let (mut store, first) = empty_store();
         let mut engine = fake(limit);
@@ -102,7 +102,7 @@ proptest! {
 
     #[test]
     fn compiling_again_with_the_returned_memo_changes_nothing(
-        before in vec(generate::burst(), 1..6), after in generate::burst(),
+        before in vec(generate::tuned_burst(), 1..6), after in generate::tuned_burst(),
     ) {
         let (mut store, _) = empty_store();
         let mut memos = std::collections::BTreeMap::<_, Memo>::new();
@@ -130,7 +130,7 @@ proptest! {
 
     #[test]
     fn foreign_changes_are_repaired(
-        history in vec(generate::burst(), 1..6),
+        history in vec(generate::tuned_burst(), 1..6),
         picks in vec(any::<prop::sample::Index>(), 1..6),
     ) {
         let (mut store, _) = empty_store();
@@ -157,7 +157,7 @@ proptest! {
     #![proptest_config(config(16))]
 
     #[test]
-    fn the_kernel_holds_what_any_history_says(history in vec(generate::burst(), 1..10)) {
+    fn the_kernel_holds_what_any_history_says(history in vec(generate::tuned_burst(), 1..10)) {
         block_on(async {
             let ns = Ns::new();
             let mut engine = ns.engine();

@@ -35,6 +35,7 @@ mod factory;
 pub mod health;
 pub mod ir;
 pub mod lower;
+pub mod maglev;
 #[cfg(feature = "manifest")]
 pub mod manifest;
 pub mod model;

@@ -60,6 +60,7 @@ mod batch;
 pub mod ct;
 mod dec;
 mod enc;
+mod foreign;
 pub mod ipvs;
 mod netns;
 mod nfnl_listen;
@@ -68,6 +69,7 @@ mod sock;
 pub mod spi;
 
 pub use ack::{Ack, ErrorKind, errno_name};
+pub use foreign::ForeignChanges;
 pub use netns::{NetNs, NetNsError};
 pub use nfnl_listen::{Change, Event, Events, EventsError};
 pub use sock::OpenError;

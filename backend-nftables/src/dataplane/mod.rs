@@ -18,7 +18,7 @@ use proxier_core::{
     spi::{CommitError, Dataplane, ErrorKind},
 };
 use proxier_netlink::{
-    NetNs, OpenError,
+    ForeignChanges, NetNs, OpenError,
     ct::Conntrack,
     nft::{Element as NftElement, NftError, NftSocket, TableDump, Transaction},
     spi::{self, read_error},
@@ -40,12 +40,14 @@ use crate::{
 /// What the comments of our tables begin with.
 const MAKER: &str = "made by proxier";
 /// The comment of our tables. One with another layout of sets and chains is made anew.
-const LAYOUT: &str = "made by proxier, layout 1";
+const LAYOUT: &str = "made by proxier, layout 2";
 
 /// Operations sent at once where the socket takes large batches: some 20 ms of the kernel's time.
 const BATCH_OPS: usize = 16_384;
 /// Bytes of an operation, at most, as long as it is one on an element.
 const OP_BYTES: usize = 160;
+/// Of more operations than this the kernel need not notify us.
+const MOST_NOTIFIED: usize = 512;
 /// How often stale affinities are looked for while others expire.
 const ATTEMPTS: u32 = 5;
 
@@ -56,6 +58,7 @@ pub struct NftablesDataplane {
     config: Config,
     /// What our tables carry.
     mark: Vec<u8>,
+    foreign: ForeignChanges,
     /// Nothing was committed since the last dump.
     fresh: ByFamily<bool>,
 }
@@ -67,8 +70,11 @@ impl NftablesDataplane {
     /// [`OpenError`]: the namespace cannot be entered, there is no tokio runtime, or the kernel has
     /// no netfilter sockets.
     pub fn open(backend: &Nftables, netns: &NetNs) -> Result<Self, OpenError> {
+        let nft = NftSocket::open(netns)?;
+        let foreign = ForeignChanges::new(netns.clone(), nft.portid());
         Ok(Self {
-            nft: NftSocket::open(netns)?,
+            nft,
+            foreign,
             conntrack: Conntrack::open(netns)?,
             config: backend.config().clone(),
             mark: mark(),
@@ -260,6 +266,9 @@ impl Dataplane<Nftables> for NftablesDataplane {
     /// small for that (see [`batch_limit`](Self::batch_limit)) it may be several, and an error after
     /// the first is [`CommitError::Unknown`].
     async fn commit(&mut self, family: Family, ops: &[Op]) -> Result<(), CommitError> {
+        if ops.len() > MOST_NOTIFIED {
+            self.foreign.pause();
+        }
         self.send(family, ops).await?;
         if let Err(error) = self.forget_clients(family, ops).await {
             // The next audit finds them.
@@ -306,6 +315,12 @@ impl Dataplane<Nftables> for NftablesDataplane {
         filters: &[FlowFilter],
     ) -> Result<usize, CommitError> {
         spi::forget_flows(&mut self.conntrack, family, filters, |_| true).await
+    }
+
+    async fn foreign_change(&mut self) {
+        let Self { foreign, config, .. } = self;
+        let families = Family::ALL.map(nft_family);
+        foreign.next(|it| it.table == config.table && families.contains(&it.family)).await;
     }
 
     fn batch_limit(&self) -> usize {

@@ -259,7 +259,10 @@ fn value(element: &Element, family: Family, found: Option<&ElementValue<'_>>) ->
         (Element::Endpoint { .. }, Some(ElementValue::Data(bytes))) => {
             codec::endpoint(family, bytes).map_or_else(odd, Content::Endpoint)
         }
-        (Element::Sticky { .. } | Element::Remember(_), Some(ElementValue::Verdict(verdict))) => {
+        (
+            Element::Sticky { .. } | Element::Spread { .. } | Element::Remember(_),
+            Some(ElementValue::Verdict(verdict)),
+        ) => {
             let chain = match verdict {
                 Verdict::Goto(chain) | Verdict::Jump(chain) => ChainName::parse(chain),
                 Verdict::Accept

@@ -46,11 +46,9 @@ fn service_annotations() -> impl Strategy<Value = BTreeMap<String, String>> {
             0.2,
             select(&["10.61.3.1=2,10.61.3.2=6", "10.61.0.0/16=3,fd41::/16=0"][..]),
         ),
-        option::weighted(0.2, Just("true")),
     )
-        .prop_map(|(balance, weights, counters)| {
-            let named =
-                [("balance", balance), ("endpoint-weights", weights), ("counters", counters)];
+        .prop_map(|(balance, weights)| {
+            let named = [("balance", balance), ("endpoint-weights", weights)];
             let given = named.into_iter().filter_map(|(name, value)| {
                 Some((format!("proxier.dev/{name}"), value?.to_owned()))
             });
