@@ -204,3 +204,41 @@ async fn anonymous_maps_and_dynamic_sets_work_in_one_transaction() {
         assert!(listed.contains(text), "`{text}` is not in\n{listed}");
     }
 }
+
+#[tokio::test]
+async fn counters_of_elements_count_what_is_found() {
+    let mut lab = Lab::new();
+    lab.run("ip link set lo up");
+    lab.apply(|tx| {
+        tx.new_table(IP, "t");
+        let hook = BaseChain {
+            kind: ChainType::Filter,
+            hook: Hook::Output,
+            priority: 0,
+            policy: Policy::Accept,
+        };
+        tx.chain(ChainSpec::new(IP, "t", "out").base(hook));
+        tx.new_set(SetSpec::set(IP, "t", "counted", DataType::IPV4).counted());
+        let keys = [[127, 0, 0, 2], [127, 0, 0, 3]];
+        tx.add_elements(IP, "t", "counted", keys.iter().map(|key| Element::new(key)));
+        tx.rule(RuleSpec::append(IP, "t", "out"), |e| {
+            e.payload(PayloadBase::NETWORK, 16, 4, Reg::R1);
+            e.lookup("counted", Reg::R1, None, false);
+        });
+    })
+    .await;
+    let send = || {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        // Nobody listens; the packets are counted on their way out.
+        for _ in 0..3 {
+            socket.send_to(b"hello", "127.0.0.2:9").ok();
+        }
+    };
+    lab.ns.run(send).unwrap();
+    assert!(lab.sock.sets(IP, Some("t")).await.unwrap()[0].counted);
+    let mut counts: Vec<_> =
+        lab.sock.elements(IP, "t", "counted").await.unwrap().iter().map(|it| it.counter).collect();
+    counts.sort_by_key(|counter| counter.map(|it| it.packets));
+    let none = Counter { packets: 0, bytes: 0 };
+    assert_eq!(counts, [Some(none), Some(Counter { packets: 3, bytes: 3 * (20 + 8 + 5) })]);
+}

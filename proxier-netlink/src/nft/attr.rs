@@ -48,6 +48,7 @@ pub(crate) const SET_ID: u16 = 10;
 pub(crate) const SET_TIMEOUT: u16 = 11;
 pub(crate) const SET_USERDATA: u16 = 13;
 pub(crate) const SET_HANDLE: u16 = 16;
+pub(crate) const SET_EXPR: u16 = 17;
 
 pub(crate) const SET_DESC_SIZE: u16 = 1;
 pub(crate) const SET_DESC_CONCAT: u16 = 2;
@@ -59,6 +60,7 @@ pub(crate) const ELEM_FLAGS: u16 = 3;
 pub(crate) const ELEM_TIMEOUT: u16 = 4;
 pub(crate) const ELEM_EXPIRATION: u16 = 5;
 pub(crate) const ELEM_USERDATA: u16 = 6;
+pub(crate) const ELEM_EXPR: u16 = 7;
 pub(crate) const ELEM_KEY_END: u16 = 10;
 
 pub(crate) const ELEM_LIST_TABLE: u16 = 1;

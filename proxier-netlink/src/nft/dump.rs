@@ -1,5 +1,8 @@
 //! Reading nf_tables back.
 
+use std::collections::HashSet;
+use std::hash::{BuildHasher, RandomState};
+
 use super::attr::*;
 use super::element::{self, ElementDump, ElementRef};
 use super::error::NftError;
@@ -11,6 +14,13 @@ use crate::batch::{NFNL_SUBSYS_NFTABLES, NLM_F_DUMP, NLM_F_REQUEST};
 use crate::dec::Message;
 use crate::enc::Writer;
 use crate::sock::{DUMP_ATTEMPTS, NLMSG_ERROR};
+
+/// How often a set is listed until that shows nothing twice.
+// KERNEL: after many elements came or went, the hash table of a set gets another size in the
+// background, a bucket at a time. A dump meanwhile shows some elements twice and leaves others out,
+// and does not say so (lib/rhashtable.c rht_deferred_worker, net/netfilter/nft_set_hash.c
+// nft_rhash_walk, v6.12).
+const REHASH_ATTEMPTS: usize = 20;
 
 /// Which rules to list.
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +59,7 @@ impl<'a> RuleFilter<'a> {
 /// # Listing
 ///
 /// Every list shows one state of the kernel: when a commit of someone else disturbs it, it is begun
-/// again, up to five times. Objects that do not exist make empty lists, except where said.
+/// again, up to five times; a list of elements, when it shows one twice. Objects that do not exist make empty lists, except where said.
 ///
 /// Errors: [`NftError::Interrupted`] (try later), [`NftError::Permission`],
 /// [`NftError::Unsupported`], [`NftError::Request`], [`NftError::Io`], [`NftError::Malformed`],
@@ -263,15 +273,30 @@ impl NftSocket {
         mut start: impl FnMut() -> S,
         mut visit: impl FnMut(&mut S, ElementRef<'_>),
     ) -> Result<S, NftError> {
+        const WHAT: &str = "listing elements";
         let attrs = |w: &mut Writer| {
             w.str(ELEM_LIST_TABLE, table);
             w.str(ELEM_LIST_SET, set);
         };
-        let mut visit = |state: &mut S, message: Message<'_>| {
-            element::elements(message).for_each(|element| visit(state, element));
+        let hasher = RandomState::new();
+        let mut start = || (start(), HashSet::new(), false);
+        let mut visit = |(state, seen, twice): &mut (S, HashSet<u64>, bool),
+                         message: Message<'_>| {
+            element::elements(message).for_each(|element| {
+                let identity = (element.key, element.key_end, element.flags);
+                *twice |= !seen.insert(hasher.hash_one(identity));
+                visit(state, element);
+            });
         };
         let kind = MessageKind::GETSETELEM;
-        self.fold("listing elements", kind, family, attrs, &mut start, &mut visit).await
+        for _ in 0..REHASH_ATTEMPTS {
+            let (state, _, twice) =
+                self.fold(WHAT, kind, family, attrs, &mut start, &mut visit).await?;
+            if !twice {
+                return Ok(state);
+            }
+        }
+        Err(NftError::Interrupted { what: WHAT })
     }
 
     async fn list<T>(

@@ -211,6 +211,17 @@ pub struct ElementRef<'a> {
     pub expires_ms: Option<u64>,
     /// The caller's bytes.
     pub userdata: &'a [u8],
+    /// What was counted, in sets that count.
+    pub counter: Option<Counter>,
+}
+
+/// The packets that an element was found for.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+pub struct Counter {
+    /// Packets.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 impl ElementRef<'_> {
@@ -227,6 +238,7 @@ impl ElementRef<'_> {
             timeout_ms: self.timeout_ms,
             expires_ms: self.expires_ms,
             userdata: self.userdata.to_vec(),
+            counter: self.counter,
         }
     }
 }
@@ -249,6 +261,8 @@ pub struct ElementDump {
     pub expires_ms: Option<u64>,
     /// The caller's bytes.
     pub userdata: Vec<u8>,
+    /// What was counted, in sets that count.
+    pub counter: Option<Counter>,
 }
 
 impl ElementDump {
@@ -283,5 +297,6 @@ fn element(attrs: Attrs<'_>) -> Option<ElementRef<'_>> {
         timeout_ms: t.be64(ELEM_TIMEOUT),
         expires_ms: t.be64(ELEM_EXPIRATION),
         userdata: t.raw(ELEM_USERDATA).unwrap_or_default(),
+        counter: read::counter(t.nested(ELEM_EXPR)),
     })
 }

@@ -28,7 +28,7 @@ mod write;
 
 pub use chain::{BaseChain, BaseDump, ChainDump, ChainSpec, ChainType, Hook, Policy};
 pub use dump::RuleFilter;
-pub use element::{Element, ElementDump, ElementRef, ElementValue};
+pub use element::{Counter, Element, ElementDump, ElementRef, ElementValue};
 pub use error::{NftError, Refusal};
 pub use expr::{Dynset, Expr, Hash, Limit, Nat, SetRef, Xt};
 pub use read::Exprs;

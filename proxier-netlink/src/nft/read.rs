@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use super::attr::*;
+use super::element::Counter;
 use super::expr::{Dynset, Expr, Hash, Limit, Nat, SetRef, Xt};
 use super::types::{
     ByteorderOp, CmpOp, CtDirection, CtKey, DynsetOp, Family, FibFlags, FibResult, HashKind,
@@ -39,13 +40,19 @@ fn expr(elem: Attrs<'_>) -> Expr<'_> {
     known(&name, &data.table()).unwrap_or(Expr::Other { name, raw: Cow::Borrowed(data.0) })
 }
 
+/// What a counter beside an element has counted, if the expression is one.
+pub(crate) fn counter(elem: Attrs<'_>) -> Option<Counter> {
+    let Expr::Counter { packets, bytes } = expr(elem) else { return None };
+    Some(Counter { packets, bytes })
+}
+
 /// The expression, if all its attributes are understood.
 fn known<'a>(name: &str, d: &Data<'a>) -> Option<Expr<'a>> {
     match name {
         "bitwise" => bitwise(d),
         "byteorder" => byteorder(d),
         "cmp" => cmp(d),
-        "counter" => counter(d),
+        "counter" => counted(d),
         "ct" => ct(d),
         "dynset" => dynset(d),
         "fib" => fib(d),
@@ -103,7 +110,7 @@ fn cmp<'a>(d: &Data<'a>) -> Option<Expr<'a>> {
     })
 }
 
-fn counter<'a>(d: &Data<'a>) -> Option<Expr<'a>> {
+fn counted<'a>(d: &Data<'a>) -> Option<Expr<'a>> {
     only(d, &[COUNTER_BYTES, COUNTER_PACKETS, COUNTER_PAD]).then_some(())?;
     let count = |kind| d.be64(kind).unwrap_or_default();
     Some(Expr::Counter { packets: count(COUNTER_PACKETS), bytes: count(COUNTER_BYTES) })

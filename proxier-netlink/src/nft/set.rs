@@ -2,7 +2,7 @@
 
 use super::attr::*;
 use super::types::{Family, MessageKind};
-use super::udata;
+use super::{read, udata};
 use crate::batch::{NLM_F_CREATE, NLM_F_EXCL, Transaction};
 use crate::dec::{Attrs, Message};
 use crate::enc::Writer;
@@ -90,6 +90,7 @@ pub struct SetSpec<'a> {
     flags: SetFlags,
     id: u32,
     size: Option<u32>,
+    counted: bool,
     fields: &'a [u32],
     timeout_ms: Option<u64>,
     key_order: Option<ByteOrder>,
@@ -111,6 +112,7 @@ impl<'a> SetSpec<'a> {
             flags: SetFlags::NONE,
             id: 1,
             size: None,
+            counted: false,
             fields: &[],
             timeout_ms: None,
             key_order: None,
@@ -155,6 +157,13 @@ impl<'a> SetSpec<'a> {
     /// Limits the number of elements.
     pub const fn size(mut self, elements: u32) -> Self {
         self.size = Some(elements);
+        self
+    }
+
+    /// Gives every element a counter of the packets that are found in it.
+    // KERNEL: since 5.7 (net/netfilter/nf_tables_api.c nft_add_set_elem, v6.12).
+    pub const fn counted(mut self) -> Self {
+        self.counted = true;
         self
     }
 
@@ -222,6 +231,13 @@ impl Transaction {
             w.be64(SET_TIMEOUT, timeout);
         }
         put_userdata(w, &spec);
+        if spec.counted {
+            let expr = w.nest(SET_EXPR);
+            w.str(EXPR_NAME, "counter");
+            let data = w.nest(EXPR_DATA);
+            w.end_nest(data);
+            w.end_nest(expr);
+        }
         self.end(message);
     }
 
@@ -297,6 +313,8 @@ pub struct SetDump {
     pub data: Option<DataType>,
     /// The most elements it takes.
     pub size: Option<u32>,
+    /// Every element has a counter.
+    pub counted: bool,
     /// The bytes of each field, if it is a set of intervals of several fields.
     pub fields: Vec<u32>,
     /// Milliseconds after which elements expire.
@@ -313,7 +331,7 @@ impl SetDump {
 
     pub(crate) fn read(message: Message<'_>) -> Option<Self> {
         let (family, attrs) = message.nfnl()?;
-        let t = attrs.table::<17>();
+        let t = attrs.table::<18>();
         let desc = t.nested(SET_DESC).table::<3>();
         let kind = |number, len| {
             Some(DataType { number: t.be32(number)?, len: t.be32(len).unwrap_or_default() })
@@ -327,6 +345,7 @@ impl SetDump {
             key: kind(SET_KEY_TYPE, SET_KEY_LEN)?,
             data: kind(SET_DATA_TYPE, SET_DATA_LEN),
             size: desc.be32(SET_DESC_SIZE).filter(|size| *size != 0),
+            counted: read::counter(t.nested(SET_EXPR)).is_some(),
             fields: desc
                 .nested(SET_DESC_CONCAT)
                 .filter_map(|(_, field)| Attrs(field).table::<2>().be32(SET_FIELD_LEN))
