@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 
 use proxier_core::{
-    Capabilities, Family, Mode, Spreading,
-    ir::{Balance, Fragment, NodeView, Pool},
+    Capabilities, Count, Counter, Family, Mode, Spreading,
+    ir::{Balance, Fragment, Frontend, NodeView, Pool},
     spi::{Backend, Objects, PlanError, Stage},
 };
 
 use crate::{
     compile::{self, Memo},
     config::{Config, ConfigError},
-    object::{ChainName, Content, Element, Endpoint, Key, Object, Value},
+    object::{ChainName, Content, Element, Endpoint, Key, Object, Says, Value},
     skeleton::skeleton,
     slots::NOBODY,
 };
@@ -39,7 +39,7 @@ impl Nftables {
             spreading: Spreading {
                 balance: &[Balance::Random, Balance::RoundRobin, Balance::SourceHash],
                 weights: true,
-                counters: false,
+                counters: true,
             },
             limits: vec![
                 "A new connection is looked up in one set for each number of endpoints that some \
@@ -47,6 +47,7 @@ impl Nftables {
                 "A Service port with session affinity has chains of its own, and adding or removing \
                  one makes the kernel walk those of all of them.",
                 "A Service port that spreads round robin or by source has chains of its own, too.",
+                "Counters count the connections of a Service port, not packets, bytes or endpoints.",
                 "Weights are rounded where a pool would have more than 4,096 slots.",
                 "Session affinity remembers 262,144 clients, over all Services of a family.",
                 "Health-check node ports are not let through other tables: an accept here is not \
@@ -92,6 +93,22 @@ impl Backend for Nftables {
             cluster: recall(fragment, Pool::Cluster, dumped),
             local: recall(fragment, Pool::Local, dumped),
         }
+    }
+
+    fn counters(
+        &self,
+        _node: &NodeView,
+        fragment: &Fragment,
+        _memo: &Memo,
+        read: &BTreeMap<Key, Count>,
+    ) -> Vec<Counter> {
+        let counted = |it: &Frontend| {
+            let element = Element::Frontend { says: Says::Counted, frontend: it.key };
+            read.get(&Key::new(fragment.id.family, Object::Element(element)))
+        };
+        let counts = fragment.frontends.iter().filter_map(counted);
+        let count = counts.fold(Count::default(), |sum, count| sum.plus(*count));
+        vec![Counter { id: fragment.id.clone(), endpoint: None, count }]
     }
 
     fn stage(&self, key: &Key) -> Stage {

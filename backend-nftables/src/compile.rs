@@ -124,10 +124,14 @@ impl Compiler<'_> {
             self.share(Object::Element(Element::Address { kind, ip }), Value::EXISTS);
         }
         let rows = self.rows(frontend);
+        let counted = self.fragment.counters;
         let mut says = |says| self.own(Element::Frontend { says, frontend: key }, Value::EXISTS);
         let dead = rows.iter().all(|row| row.verdict == Verdict::Reject);
         if dead {
             says(Says::NoEndpoints);
+        }
+        if counted {
+            says(Says::Counted);
         }
         let plain = |row: &Row| matches!(row.verdict, Verdict::Forward { pool: Pool::Cluster, .. });
         let uniform = uniform_masquerade(&rows);

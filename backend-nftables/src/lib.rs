@@ -35,6 +35,7 @@
 //! | `service-by-origin` | frontends for which one look at `service-{drop,local,masq,reject}-{pod,node,outside}` is needed |
 //! | `service-fenced`, `service-sources` | frontends with source ranges, and the ranges |
 //! | `service-no-endpoints` | frontends that reject |
+//! | `service-counted` | frontends whose connections are counted, and how many there were |
 //! | `hairpin` | pairs of equal endpoint addresses |
 //! | `service-spread[-local]` | frontends that spread round robin or by source → the chain that does |
 //! | `affinity[-local]` | client and Service port → endpoint; written by rules, with a timeout |
@@ -66,8 +67,8 @@
 //!
 //! # Privileges and kernel features
 //!
-//! CAP_NET_ADMIN in the user namespace of the network namespace. Linux 5.6 (intervals of several
-//! fields); to *remove* Services with session affinity 6.2, before which a chain cannot be deleted
+//! CAP_NET_ADMIN in the user namespace of the network namespace. Linux 5.7 (counters of
+//! elements); to *remove* Services with session affinity 6.2, before which a chain cannot be deleted
 //! together with the last element that leads to it. [`probe()`] tries everything and names what is
 //! missing.
 //!

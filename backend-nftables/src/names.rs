@@ -62,6 +62,7 @@ impl fmt::Display for Says {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::ByOrigin => f.write_str("by-origin"),
+            Self::Counted => f.write_str("counted"),
             Self::Drop(from) => write!(f, "drop-{}", origin(*from)),
             Self::Fenced => f.write_str("fenced"),
             Self::Local(from) => write!(f, "local-{}", origin(*from)),

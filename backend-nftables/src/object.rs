@@ -101,6 +101,8 @@ pub(crate) enum AddressKind {
 pub(crate) enum Says {
     /// It depends on the origin what happens, or is unusual: look at the sets below.
     ByOrigin,
+    /// Their connections are counted.
+    Counted,
     /// Packets of this origin are dropped.
     Drop(Origin),
     /// Only some sources may use it.
@@ -131,6 +133,7 @@ impl Says {
         });
         let whole = [
             Self::ByOrigin,
+            Self::Counted,
             Self::Fenced,
             Self::MasqueradeAll,
             Self::MasqueradeUnlessPod,

@@ -5,7 +5,7 @@ use proxier_netlink::nft::{DataType, SetDump, SetFlags, SetSpec, Transaction};
 
 use crate::{
     field::{Field, nft_family},
-    object::{SetName, Space},
+    object::{Says, SetName, Space},
 };
 
 /// The most clients that are remembered in one pool's map, over all Services.
@@ -21,6 +21,7 @@ pub(crate) struct Layout {
     data: Data,
     interval: bool,
     dynamic: bool,
+    counted: bool,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -56,6 +57,7 @@ impl SetName {
             data: Data::None,
             interval: false,
             dynamic: false,
+            counted: false,
         };
         let map = |fields: &[Field], data| Layout { data, ..plain(fields) };
         match self {
@@ -67,6 +69,9 @@ impl SetName {
             Self::Endpoints(space, _) => {
                 let fields = [frontend(space), &[Field::Random(2)]].concat();
                 map(&fields, Data::Endpoint)
+            }
+            Self::Frontends(space, Says::Counted) => {
+                Layout { counted: true, ..plain(frontend(space)) }
             }
             Self::Frontends(space, _) | Self::Size(space, _, _) => plain(frontend(space)),
             Self::Hairpin => plain(&[Field::Saddr, Field::Daddr]),
@@ -174,6 +179,9 @@ pub(crate) fn make(tx: &mut Transaction, table: &str, family: Family, set: SetNa
     if layout.interval {
         spec = spec.interval_fields(&bytes);
     }
+    if layout.counted {
+        spec = spec.counted();
+    }
     if layout.dynamic {
         spec = spec.size(MAX_CLIENTS);
     }
@@ -193,7 +201,7 @@ pub(crate) fn is_as_made(dump: &SetDump, family: Family, set: SetName) -> bool {
         (None, None) => true,
         (Some(_), None) | (None, Some(_)) => false,
     };
-    dump.key == key && same_data && dump.flags == layout.flags()
+    dump.key == key && same_data && dump.flags == layout.flags() && dump.counted == layout.counted
 }
 
 // The bytes user space keeps with a set so that it can be listed as `typeof`. The numbers are those of

@@ -114,6 +114,7 @@ impl Rules<'_> {
             | ChainName::Spread(..)
             | ChainName::Sticky(..) => Vec::new(),
             ChainName::Pool(space, pool) => vec![
+                self.about(space, Says::Counted).build(),
                 self.rule().follow(frontend(space), SetName::Sticky(space, pool)),
                 self.rule().follow(frontend(space), SetName::Spread(space, pool)),
                 self.rule().goto(ChainName::Picks(space, pool)),

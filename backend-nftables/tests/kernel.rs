@@ -126,7 +126,7 @@ async fn everything_flushed_is_written_again() {
     ns.feed("nft", &["-f", "-"], fake);
     engine.audit().await.unwrap();
     assert_consistent(&mut engine).await;
-    let text = ns.ruleset().replace("layout 1", "layout 0");
+    let text = ns.ruleset().replace("layout 3", "layout 0");
     ns.run("nft", &["flush", "ruleset"]);
     ns.feed("nft", &["-f", "-"], &text);
     assert!(engine.audit().await.unwrap().drift > 0);

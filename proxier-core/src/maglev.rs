@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn the_order_given_does_not_matter() {
-        let mut turned = members(9, |n| u16::from(n));
+        let mut turned = members(9, u16::from);
         let straight = owners(&turned);
         turned.reverse();
         assert_eq!(owners(&turned), straight);

@@ -12,7 +12,7 @@ use std::{
 
 use async_trait::async_trait;
 use proxier_core::{
-    ByFamily, Family,
+    ByFamily, Count, Family,
     conntrack::FlowFilter,
     ir::Pool,
     spi::{CommitError, Dataplane, ErrorKind},
@@ -40,7 +40,7 @@ use crate::{
 /// What the comments of our tables begin with.
 const MAKER: &str = "made by proxier";
 /// The comment of our tables. One with another layout of sets and chains is made anew.
-const LAYOUT: &str = "made by proxier, layout 2";
+const LAYOUT: &str = "made by proxier, layout 3";
 
 /// Operations sent at once where the socket takes large batches: some 20 ms of the kernel's time.
 const BATCH_OPS: usize = 16_384;
@@ -315,6 +315,10 @@ impl Dataplane<Nftables> for NftablesDataplane {
         filters: &[FlowFilter],
     ) -> Result<usize, CommitError> {
         spi::forget_flows(&mut self.conntrack, family, filters, |_| true).await
+    }
+
+    async fn read_counters(&mut self, family: Family) -> Result<BTreeMap<Key, Count>, CommitError> {
+        self.reader(family).counters().await.map_err(read_error)
     }
 
     async fn foreign_change(&mut self) {

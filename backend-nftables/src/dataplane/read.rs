@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use proxier_core::{Family, Protocol, ir::Pool};
+use proxier_core::{Count, Family, Protocol, ir::Pool};
 use proxier_netlink::nft::{
     ChainDump, ElementRef, ElementValue, Expr, NftError, NftSocket, Policy, RuleFilter, RuleRef,
     Verdict,
@@ -17,7 +17,8 @@ use crate::{
     codec,
     field::nft_family,
     object::{
-        Chain, ChainName, Content, Element, Key, Object, POOLS, Pick, PortId, SetName, Stray, Value,
+        Chain, ChainName, Content, Element, Key, Object, POOLS, Pick, PortId, Says, SetName, Space,
+        Stray, Value,
     },
     rule::Rule,
     sets,
@@ -176,6 +177,28 @@ impl Reader<'_> {
             }
         };
         self.nft.fold_elements(nft_family(family), self.table, &name, Vec::new, visit).await
+    }
+
+    /// The connections that were counted, by frontend.
+    pub(super) async fn counters(&mut self) -> Result<BTreeMap<Key, Count>, NftError> {
+        let family = self.family;
+        let mut found = BTreeMap::new();
+        for space in Space::ALL {
+            let set = SetName::Frontends(space, Says::Counted);
+            let visit = |all: &mut Vec<_>, it: ElementRef<'_>| {
+                let element = codec::element(set, family, it.key, it.key_end);
+                all.extend(element.zip(it.counter));
+            };
+            let name = set.to_string();
+            let kernel = nft_family(family);
+            let all = self.nft.fold_elements(kernel, self.table, &name, Vec::new, visit).await?;
+            found.extend(all.into_iter().map(|(element, counter)| {
+                let key = Key::new(family, Object::Element(element));
+                // The chains that count see the first packet of a connection only.
+                (key, Count { connections: Some(counter.packets), ..Count::default() })
+            }));
+        }
+        Ok(found)
     }
 
     fn insert(&self, found: &mut Dump, object: Object, value: Value) {
