@@ -83,7 +83,9 @@
 //! part has endpoints, so that a change rewrites two chains of that length; the probabilities are
 //! rounded to ten decimals as kube-proxy's are, so that with 10,000 endpoints none gets a share that
 //! is wrong by more than one millionth of it. Pools with session affinity are not split.
-//! [`Layout::KubeProxy`] has kube-proxy's lists instead.
+//! An endpoint's chain sets the mark of a hairpin itself instead of jumping to `KUBE-MARK-MASQ`, which
+//! is one chain less to check. [`Layout::KubeProxy`] has kube-proxy's lists and jumps instead.
+//! `examples/connect.rs` measures what a Service adds to a connect.
 //!
 //! # Cargo features
 //!

@@ -32,6 +32,7 @@ const INTERFACE_BYTES: usize = 15;
 pub(crate) struct Compiler<'a> {
     prefix: &'a str,
     layout: Layout,
+    mark: u32,
     names: &'a FixedNames,
     node: &'a FamilyView,
     fragment: &'a Fragment,
@@ -73,6 +74,7 @@ impl<'a> Compiler<'a> {
         Self {
             prefix: &config.prefix,
             layout: config.layout,
+            mark: config.mark(),
             names,
             node,
             fragment,
@@ -111,11 +113,16 @@ impl<'a> Compiler<'a> {
         let mut rules = RulesBuilder::new(&name);
         let base = Matches { comment: Some(cut(&self.text)), ..Matches::default() };
         let source = Some(Net::is(addr.ip().into()));
-        let mark_masq = Target::Jump(self.names.mark_masq.as_str());
+        // The kernel checks every rule that can be reached at each change of the table. So the mark is
+        // set here instead of one chain further, and the protocol is not asked for twice.
+        let (mark_masq, port) = match self.layout {
+            Layout::KubeProxy => (Target::Jump(self.names.mark_masq.as_str()), Port::Any),
+            Layout::Tree => (Target::Mark { value: self.mark, mask: self.mark }, Port::Unasked),
+        };
         rules.push(&Matches { source, ..base }, &mark_masq);
         let action = RecentAction::Set;
         let recent = self.fragment.affinity.map(|_| self.recent(&name, action));
-        let transport = Some(Transport { protocol: self.protocol(), port: Port::Any });
+        let transport = Some(Transport { protocol: self.protocol(), port });
         rules.push(&Matches { recent, transport, ..base }, &Target::Dnat(addr));
         self.own_chain(ChainKind::Endpoint, name, rules);
     }
