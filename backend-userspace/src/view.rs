@@ -23,7 +23,6 @@ use crate::object::{Chain, ChainName, Item, Key, Route, SetName, Value};
 
 /// What becomes of a packet.
 #[derive(Clone, Debug, Eq, PartialEq)]
-#[non_exhaustive]
 pub enum Fate {
     /// The process gets it, and learns this origin.
     Captured(Origin),

@@ -362,7 +362,7 @@ mod userspace {
                 Fate::Drop => FlowVerdict::Drop,
                 Fate::Reject => FlowVerdict::Reject,
                 Fate::Untouched => FlowVerdict::Untouched,
-                odd => FlowVerdict::Other(format!("{odd:?}")),
+                Fate::Odd(what) => FlowVerdict::Other(what),
             }
         }
 
