@@ -79,6 +79,7 @@ mod backend;
 mod config;
 mod datagram;
 mod dataplane;
+mod dial;
 mod factory;
 mod health;
 mod monitor;

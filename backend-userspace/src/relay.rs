@@ -13,6 +13,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use futures_util::FutureExt;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use socket2::SockRef;
 use tokio::{io::Interest, net::TcpStream};
@@ -179,7 +180,7 @@ impl<'a> Direction<'a> {
             Held::Pipe(pipe) => to.try_io(Interest::WRITABLE, || pipe.empty(to)),
             Held::Bytes { bytes, written } => {
                 let rest = bytes.get(*written..).unwrap_or_default();
-                let sent = try_send(to, rest)?;
+                let sent = try_send(to, rest, SendFlags::empty())?;
                 *written += sent;
                 if *written == bytes.len() {
                     self.held = Held::Nothing;
@@ -209,25 +210,30 @@ impl<'a> Direction<'a> {
     }
 
     fn copy(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let from = self.from;
-        let read = from.try_io(Interest::READABLE, || {
-            recv(from, &mut *buffer, RecvFlags::empty()).map(|(bytes, _)| bytes).map_err(Into::into)
-        })?;
+        let mut read = try_recv(self.from, buffer)?;
         if read == 0 {
             self.state = State::Ended;
             return Ok(0);
         }
-        if read < buffer.len() {
-            // There is no more: do not ask again before the kernel says so.
-            from.try_io(Interest::READABLE, would_block::<()>).ok();
+        let (mut flags, mut broken) = (SendFlags::empty(), Ok(()));
+        if read < buffer.len() && has_ended(self.from) {
+            // These may be the last words: then they go out in one packet with the end.
+            match allowed(try_recv(self.from, buffer.get_mut(read..).unwrap_or_default())) {
+                Ok(Some(0)) => {
+                    self.state = State::Ended;
+                    flags = SendFlags::MORE;
+                }
+                Ok(more) => read += more.unwrap_or_default(),
+                Err(error) => broken = Err(error),
+            }
         }
         self.in_a_row = self.in_a_row.saturating_add(read);
         let bytes = buffer.get(..read).unwrap_or_default();
-        let sent = allowed(try_send(self.to, bytes))?.unwrap_or_default();
+        let sent = allowed(try_send(self.to, bytes, flags))?.unwrap_or_default();
         if let Some(rest) = bytes.get(sent..).filter(|rest| !rest.is_empty()) {
             self.held = Held::Bytes { bytes: rest.into(), written: 0 };
         }
-        Ok(sent)
+        broken.map(|()| sent)
     }
 
     fn pause(&mut self) {
@@ -246,9 +252,26 @@ impl<'a> Direction<'a> {
     }
 }
 
-fn try_send(to: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+/// The other end has said all it had to say; not all of it may have been read.
+fn has_ended(from: &TcpStream) -> bool {
+    let ready = from.ready(Interest::READABLE).now_or_never();
+    matches!(ready, Some(Ok(ready)) if ready.is_read_closed())
+}
+
+fn try_recv(from: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+    let read = from.try_io(Interest::READABLE, || {
+        recv(from, &mut *buffer, RecvFlags::empty()).map(|(bytes, _)| bytes).map_err(Into::into)
+    })?;
+    if 0 < read && read < buffer.len() {
+        // There is no more: do not ask again before the kernel says so.
+        from.try_io(Interest::READABLE, would_block::<()>).ok();
+    }
+    Ok(read)
+}
+
+fn try_send(to: &TcpStream, bytes: &[u8], flags: SendFlags) -> io::Result<usize> {
     let sent = to.try_io(Interest::WRITABLE, || {
-        send(to, bytes, SendFlags::NOSIGNAL).map_err(io::Error::from)
+        send(to, bytes, flags | SendFlags::NOSIGNAL).map_err(io::Error::from)
     })?;
     if sent < bytes.len() {
         to.try_io(Interest::WRITABLE, would_block::<()>).ok();

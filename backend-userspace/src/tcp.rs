@@ -1,11 +1,11 @@
-//! TCP: accepting, reaching an endpoint, relaying.
+//! TCP: accepting, and seeing a connection through.
 
 use std::{
     io,
     net::SocketAddr,
     pin::{Pin, pin},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use proxier_core::{
@@ -14,7 +14,7 @@ use proxier_core::{
 };
 use socket2::SockRef;
 use tokio::{
-    net::{TcpListener, TcpSocket, TcpStream},
+    net::{TcpListener, TcpStream},
     sync::OwnedSemaphorePermit,
     time::{sleep, timeout},
 };
@@ -22,10 +22,11 @@ use tracing::{debug, info, warn};
 
 use crate::{
     config::Tcp,
+    dial::reach,
     relay::{Progress, Way, relay},
     service::{Counted, Endpoint},
     shared::{Place, Shared, count},
-    socket::{is_exhaustion, is_taken, set_keepalive, tcp_outgoing},
+    socket::{is_exhaustion, set_keepalive},
     table::Live,
 };
 
@@ -151,71 +152,6 @@ fn admit(
     match live.route.verdicts.of(origin) {
         Verdict::Forward { pool, snat } => Some((live, pool, snat)),
         Verdict::Drop | Verdict::Reject => None,
-    }
-}
-
-/// Connects to an endpoint: as many attempts as there are timeouts, with another endpoint each time
-/// as long as there is one. An endpoint that refused is not asked again.
-async fn reach(
-    shared: &Shared,
-    live: &Live,
-    pool: Pool,
-    snat: Snat,
-    client: SocketAddr,
-) -> Option<(TcpStream, Arc<Endpoint>)> {
-    let (mut tried, mut refused) = (Vec::new(), Vec::new());
-    for limit in &shared.config.tcp.dial_timeouts {
-        let choose =
-            |not: &[SocketAddr]| live.service.choose(pool, client.ip(), not, Instant::now());
-        let endpoint = choose(&tried).or_else(|| choose(&refused))?;
-        let from = source(shared, snat, client, &endpoint);
-        match timeout(*limit, dial(shared, endpoint.member.addr, from)).await {
-            Ok(Ok(stream)) => {
-                live.service.reached(&endpoint);
-                return Some((stream, endpoint));
-            }
-            Ok(Err(error)) if is_exhaustion(&error) => sleep(*limit).await,
-            Ok(Err(error)) => {
-                debug!(endpoint = %endpoint.member.addr, %error, "an endpoint refused");
-                live.service.failed(&endpoint, client.ip(), Instant::now());
-                tried.push(endpoint.member.addr);
-                refused.push(endpoint.member.addr);
-            }
-            Err(_) => {
-                live.service.failed(&endpoint, client.ip(), Instant::now());
-                tried.push(endpoint.member.addr);
-            }
-        }
-    }
-    None
-}
-
-/// The source address that an endpoint shall see, unless it is one of the node's.
-pub(crate) fn source(
-    shared: &Shared,
-    snat: Snat,
-    client: SocketAddr,
-    endpoint: &Endpoint,
-) -> Option<SocketAddr> {
-    // An endpoint that meets its own address as source would answer itself.
-    let foreign = client.ip() != endpoint.member.addr.ip() && !client.ip().is_loopback();
-    (snat == Snat::Preserve && foreign && shared.is_transparent()).then_some(client)
-}
-
-async fn dial(shared: &Shared, to: SocketAddr, from: Option<SocketAddr>) -> io::Result<TcpStream> {
-    let connect = async |from| {
-        let socket = tcp_outgoing(to, from, shared.is_transparent())?;
-        TcpSocket::from_std_stream(socket.into()).connect(to).await
-    };
-    match connect(from).await {
-        // The client's own port is in use between the two: another one will do.
-        Err(error)
-            if is_taken(&error)
-                && let Some(from) = from =>
-        {
-            connect(Some(SocketAddr::new(from.ip(), 0))).await
-        }
-        other => other,
     }
 }
 

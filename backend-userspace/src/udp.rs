@@ -27,11 +27,11 @@ use tracing::debug;
 use crate::{
     aging::Aging,
     datagram::{Train, receive},
+    dial::source,
     service::Counted,
     shared::{Place, Shared, add, count},
     socket::{is_taken, udp_answering, udp_outgoing},
     table::Live,
-    tcp::source,
 };
 
 /// The longest datagram, and the longest train.
