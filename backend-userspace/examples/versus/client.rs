@@ -30,6 +30,28 @@ pub(crate) enum Goal {
 impl Goal {
     pub(crate) const ALL: [Self; 5] =
         [Self::Connections, Self::OneStream, Self::ManyStreams, Self::Latency, Self::Datagrams];
+
+    /// For the command line.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Connections => "connections",
+            Self::Datagrams => "datagrams",
+            Self::Latency => "latency",
+            Self::ManyStreams => "streams",
+            Self::OneStream => "stream",
+        }
+    }
+
+    /// Where its first figure is in the table.
+    pub(crate) const fn row(self) -> usize {
+        match self {
+            Self::Connections => 0,
+            Self::OneStream => 10,
+            Self::ManyStreams => 20,
+            Self::Latency => 30,
+            Self::Datagrams => 40,
+        }
+    }
 }
 
 /// Runs something in the namespace, in one thread.

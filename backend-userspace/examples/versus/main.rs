@@ -9,7 +9,8 @@
 //! Client, proxy and endpoints are processes in three network namespaces in a row; contenders take
 //! turns, run after run, and the median of the runs is printed. "direct" goes from the client to an
 //! endpoint through the middle namespace, which only routes. The last column compares ours with the
-//! better of the two others: above 1 is better, whatever the unit. It takes about three minutes.
+//! better of the two others: above 1 is better, whatever the unit. It takes about three minutes;
+//! `--only connections` (`stream`, `streams`, `latency`, `datagrams`, `idle`) takes less.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for the terminal")]
 #![expect(clippy::unwrap_used, reason = "a benchmark: any failure ends it")]
 #![expect(clippy::wildcard_enum_match_arm, reason = "the others are contenders alike")]
@@ -50,8 +51,31 @@ fn main() -> ExitCode {
         eprintln!("versus: {why}");
         return ExitCode::from(3);
     }
-    run(Duration::from_secs(number("--seconds", 2)), number("--runs", 3), number("--idle", 9_000));
+    let only = args.iter().position(|arg| arg == "--only").and_then(|at| args.get(at + 1));
+    let plan = Plan {
+        time: Duration::from_secs(number("--seconds", 2)),
+        runs: number("--runs", 3),
+        idle: number("--idle", 9_000),
+        only: only.cloned(),
+    };
+    run(&plan);
     ExitCode::SUCCESS
+}
+
+/// What to do.
+struct Plan {
+    time: Duration,
+    runs: u64,
+    /// Idle connections whose memory is looked at.
+    idle: u64,
+    /// The one goal, by name.
+    only: Option<String>,
+}
+
+impl Plan {
+    fn has(&self, name: &str) -> bool {
+        self.only.as_ref().is_none_or(|only| only == name)
+    }
 }
 
 /// Three namespaces in a row.
@@ -74,40 +98,34 @@ fn wire(lab: &Lab) -> (Ns, Ns, Ns) {
     (client, proxy, endpoint)
 }
 
-fn run(time: Duration, runs: u64, idle: u64) {
+fn run(plan: &Plan) {
     let lab = Lab::new("versus").unwrap();
     let (client, proxy, endpoint) = wire(&lab);
     let _endpoints = peers::start_endpoints(&endpoint);
-    let mut figures: BTreeMap<(usize, Contender), Vec<f64>> = BTreeMap::new();
-    for _ in 0..runs {
+    let mut figures: Figures = BTreeMap::new();
+    for _ in 0..plan.runs {
         for contender in Contender::ALL {
             let peer = Peer::start(contender, &proxy);
-            for (index, goal) in Goal::ALL.into_iter().enumerate() {
+            for goal in Goal::ALL.into_iter().filter(|it| plan.has(it.name())) {
                 if !contender.can(goal) {
                     continue;
                 }
                 let before = peer.cpu_seconds();
-                let measured = client::measure(&client, contender, goal, time);
+                let measured = client::measure(&client, contender, goal, plan.time);
                 let cpu = peer.cpu_seconds() - before;
                 eprintln!("{contender:?} {goal:?}: {measured:.1?}, {cpu:.2} s of CPU");
-                for (offset, value) in measured.into_iter().enumerate() {
-                    figures.entry((index * 10 + offset, contender)).or_default().push(value);
-                }
-                if matches!(goal, Goal::OneStream | Goal::ManyStreams) {
-                    let at = index * 10;
-                    let rates = figures.get(&(at, contender)).and_then(|rates| rates.last());
-                    let bytes = rates.copied().unwrap_or_default();
-                    let gigabytes = bytes * time.as_secs_f64() / 1000.0;
-                    figures.entry((at + 1, contender)).or_default().push(cpu / gigabytes);
-                }
+                note(&mut figures, plan.time, contender, goal, &measured, cpu);
             }
         }
     }
     for contender in Contender::ALL.into_iter().filter(|it| *it != Contender::Direct) {
+        if !plan.has("idle") {
+            break;
+        }
         let peer = Peer::start(contender, &proxy);
         let before = peer.resident_kib();
-        let held = client::hold(&client, contender, usize::try_from(idle).unwrap());
-        let grown = (peer.resident_kib() - before) / f64::from(u32::try_from(idle).unwrap())
+        let held = client::hold(&client, contender, usize::try_from(plan.idle).unwrap());
+        let grown = (peer.resident_kib() - before) / f64::from(u32::try_from(plan.idle).unwrap())
             * 10_000.0
             / 1024.0;
         figures.insert((90, contender), vec![grown]);
@@ -116,10 +134,39 @@ fn run(time: Duration, runs: u64, idle: u64) {
     table(&figures);
 }
 
-fn table(figures: &BTreeMap<(usize, Contender), Vec<f64>>) {
+/// Figures of every run, by row and contender.
+type Figures = BTreeMap<(usize, Contender), Vec<f64>>;
+
+fn note(
+    figures: &mut Figures,
+    time: Duration,
+    contender: Contender,
+    goal: Goal,
+    measured: &[f64],
+    cpu: f64,
+) {
+    let row = goal.row();
+    for (offset, value) in measured.iter().enumerate() {
+        figures.entry((row + offset, contender)).or_default().push(*value);
+    }
+    let all = measured.first().copied().unwrap_or_default() * time.as_secs_f64();
+    let each = match goal {
+        Goal::Latency => return,
+        // Per gigabyte, of megabytes.
+        Goal::OneStream | Goal::ManyStreams => cpu / (all / 1000.0),
+        // Microseconds.
+        Goal::Connections | Goal::Datagrams => cpu / all * 1e6,
+    };
+    if contender != Contender::Direct {
+        figures.entry((row + 1, contender)).or_default().push(each);
+    }
+}
+
+fn table(figures: &Figures) {
     // Its place, its name, and whether more is better.
     let rows = [
         (0, "connections/s", true),
+        (1, "CPU us/connection", false),
         (10, "1 stream, MB/s", true),
         (11, "1 stream, CPU s/GB", false),
         (20, "64 streams, MB/s", true),
@@ -127,6 +174,7 @@ fn table(figures: &BTreeMap<(usize, Contender), Vec<f64>>) {
         (30, "connect+answer p50, us", false),
         (31, "connect+answer p99, us", false),
         (40, "UDP answers/s", true),
+        (41, "CPU us/UDP answer", false),
         (90, "MiB/10,000 idle", false),
     ];
     println!(
@@ -139,6 +187,9 @@ fn table(figures: &BTreeMap<(usize, Contender), Vec<f64>>) {
             values.sort_by(f64::total_cmp);
             values.get(values.len() / 2).copied()
         };
+        if Contender::ALL.into_iter().all(|it| median(it).is_none()) {
+            continue;
+        }
         print_row(name, more, median);
         if row / 10 == 3 {
             // What a proxy adds to the way without one.
