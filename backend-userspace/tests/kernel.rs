@@ -222,5 +222,5 @@ async fn kernel_objects_do_not_depend_on_the_number_of_services() {
     sync(&mut engine, &mut store(env())).await;
     let all = engine.predicted(Family::V4);
     let rules = all.values().map(|it| if let Value::Chain(it) = it { it.rules.len() } else { 0 });
-    assert_eq!(rules.sum::<usize>(), 76);
+    assert_eq!(rules.sum::<usize>(), 78);
 }

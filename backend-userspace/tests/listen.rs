@@ -153,6 +153,52 @@ async fn a_slow_reader_slows_the_writer_down() {
 }
 
 #[tokio::test]
+async fn slow_writers_keep_nobody_up_and_lose_nothing() {
+    const CROWD: usize = 200;
+    const ROUNDS: usize = 24;
+    let echo = Server::echo().await;
+    let (proxy, at) = Proxy::serving(Protocol::Tcp, &[echo.addr], |_| {}).await;
+    let mut crowd = Vec::new();
+    for seed in 0..CROWD {
+        let sent = noise(u64::try_from(seed).unwrap() * 2 + 1, ROUNDS);
+        crowd.push((TcpStream::connect(at).await.unwrap(), sent));
+    }
+    for round in 0..ROUNDS {
+        for (stream, sent) in &mut crowd {
+            stream.write_all(&sent[round..=round]).await.unwrap();
+        }
+        // Somebody who is in a hurry.
+        assert!(ask(at).await);
+        for (stream, sent) in &mut crowd {
+            let received = timeout(PATIENCE, stream.read_u8()).await.unwrap().unwrap();
+            assert_eq!(received, sent[round]);
+        }
+    }
+    assert_eq!(proxy.active(), u64::try_from(CROWD).unwrap());
+    drop(crowd);
+    until("they end", || proxy.active() == 0).await;
+}
+
+#[tokio::test]
+async fn the_last_words_and_the_end_arrive_also_when_they_come_at_once() {
+    // Small answers and large ones; the end is there before anybody reads.
+    for length in [1, 700, 16 << 10, (16 << 10) + 1, 200_000] {
+        let hasty = Server::new(move |mut stream: TcpStream| async move {
+            stream.write_all(&noise(3, length)).await.unwrap();
+        })
+        .await;
+        let (proxy, at) = Proxy::serving(Protocol::Tcp, &[hasty.addr], |_| {}).await;
+        for _ in 0..20 {
+            let mut stream = TcpStream::connect(at).await.unwrap();
+            let mut received = Vec::new();
+            timeout(PATIENCE, stream.read_to_end(&mut received)).await.unwrap().unwrap();
+            assert!(received == noise(3, length), "{} of {length}", received.len());
+        }
+        until("they end", || proxy.active() == 0).await;
+    }
+}
+
+#[tokio::test]
 async fn a_broken_end_breaks_the_other() {
     let breaks = Server::new(async |mut stream: TcpStream| {
         stream.read_u8().await.unwrap();

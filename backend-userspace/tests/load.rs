@@ -10,20 +10,15 @@
 
 mod common;
 
-use std::{
-    io::{BufRead, BufReader},
-    process::{Command, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
 };
 
-use common::*;
+use common::{apart::Apart, *};
 use futures_util::FutureExt;
 use proxier_core::Protocol;
 use proxier_testkit::eventually_async;
-use rustix::process::{Resource, Rlimit, setrlimit};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -133,15 +128,8 @@ async fn a_crowd_that_does_not_read_costs_little_memory() {
 /// The proxy is another process, with few descriptors.
 async fn recovers_when_descriptors_run_out() {
     let echo = Server::echo().await;
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "a_process_with_few_descriptors", "--nocapture"])
-        .env("PROXIER_TEST_FEW", echo.addr.to_string())
-        .stdout(Stdio::piped())
-        .stdin(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let at = lines.find_map(|line| line.ok()?.strip_prefix("at ")?.parse().ok()).unwrap();
+    let mut proxier = Apart::proxier("a_process_apart", 120, &[echo.addr]);
+    let at = proxier.at[0];
     for _ in 0..3 {
         let mut streams = Vec::new();
         for _ in 0..300 {
@@ -165,28 +153,13 @@ async fn recovers_when_descriptors_run_out() {
         .await
         .unwrap();
     }
-    drop(child.stdin.take());
-    let pauses = lines.find_map(|line| line.ok()?.strip_prefix("pauses ")?.parse::<u64>().ok());
-    assert!(pauses.unwrap() >= 1, "descriptors never ran out, so nothing was tested");
-    assert!(child.wait().unwrap().success());
+    let pauses = proxier.has().accept_pauses;
+    assert!(pauses >= 1, "descriptors never ran out, so nothing was tested");
+    proxier.end();
 }
 
-/// Not a test of its own: the process that is started above. It serves until its input ends.
+/// Not a test of its own: the process that is started above.
 #[test]
-fn a_process_with_few_descriptors() {
-    let Ok(endpoint) = std::env::var("PROXIER_TEST_FEW") else { return };
-    let endpoint = endpoint.parse().unwrap();
-    let limit = Rlimit { current: Some(120), maximum: Some(120) };
-    setrlimit(Resource::Nofile, limit).unwrap();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let (proxy, at) = Proxy::serving(Protocol::Tcp, &[endpoint], |_| {}).await;
-        println!("\nat {at}");
-        let mut input = tokio::net::unix::pipe::Receiver::from_owned_fd_unchecked(
-            rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 0).unwrap(),
-        )
-        .unwrap();
-        input.read_u8().await.ok();
-        println!("pauses {}", proxy.monitor.snapshot().accept_pauses);
-    });
+fn a_process_apart() {
+    apart::be_one();
 }

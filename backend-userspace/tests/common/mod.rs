@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each test binary uses some of it")]
 #![allow(unreachable_pub, reason = "a module of several test binaries")]
 
+pub mod apart;
+
 use std::{
     future::Future,
     net::SocketAddr,
