@@ -61,7 +61,7 @@ pub fn lower(
     let internal = internal_verdicts(view, &selection, env);
     let external = external_verdicts(view, &selection, env);
     let sources = source_filter(view, env);
-    let frontends = frontends(view)
+    let mut frontends: Vec<_> = frontends(view)
         .into_iter()
         .filter(|(_, key)| owns(key))
         .map(|(kind, key)| Frontend {
@@ -71,6 +71,8 @@ pub fn lower(
             verdicts: if kind == FrontendKind::ClusterIp { internal } else { external },
         })
         .collect();
+    // There are many fragments, and they stay.
+    frontends.shrink_to_fit();
     let members = |indices: Option<Vec<usize>>| {
         let picked = indices.into_iter().flatten().filter_map(|index| candidates.get(index));
         let member = |it: &Candidate<'_>| Member {
@@ -79,9 +81,15 @@ pub fn lower(
             // Nobody of weight 0 is selected.
             weight: NonZeroU16::new(it.weight).unwrap_or(NonZeroU16::MIN),
         };
-        picked.map(member).collect()
+        let mut members: Vec<_> = picked.map(member).collect();
+        members.shrink_to_fit();
+        members
     };
-    let serving = candidates.iter().filter(|it| it.serving).map(|it| it.addr);
+    let mut serving = Vec::new();
+    if view.port.protocol == Protocol::Udp {
+        serving.extend(candidates.iter().filter(|it| it.serving).map(|it| it.addr));
+        serving.shrink_to_fit();
+    }
     Fragment {
         id: fragment_id(view),
         frontends,
@@ -92,7 +100,7 @@ pub fn lower(
         scheduler: view.service.scheduler().map(Arc::clone),
         counters: view.service.counters(),
         health_check_node_port: view.health_check_node_port(),
-        serving: if view.port.protocol == Protocol::Udp { serving.collect() } else { Vec::new() },
+        serving,
     }
 }
 

@@ -67,6 +67,13 @@ pub trait Backend: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// Says whether, when everything is written anew, what lets traffic in ([`Stage::Entry`]) should wait
+    /// until all the rest is there, because the kernel then has less to check. It costs memory: such
+    /// operations are kept so long.
+    fn entries_last(&self) -> bool {
+        true
+    }
+
     /// When an object is to be created: before those of later stages, and to be removed after them.
     fn stage(&self, key: &Self::Key) -> Stage;
 }

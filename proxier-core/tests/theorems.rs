@@ -52,7 +52,10 @@ fn fresh_store(events: &[Event], env: NodeEnv) -> Store {
             Event::Delete(proxier_core::model::ObjectKey::EndpointSlice(name)) => {
                 drop(slices.remove(&name));
             }
-            Event::Node(_) | Event::EndpointSlices(_) | Event::Services(_) => {}
+            Event::Addresses(_)
+            | Event::Node(_)
+            | Event::EndpointSlices(_)
+            | Event::Services(_) => {}
         }
     }
     let mut store = Store::new(history.env().clone());
@@ -363,4 +366,25 @@ proptest! {
         run(engine.sync(store.reset())).unwrap();
         check(&engine);
     }
+}
+
+/// Addresses that somebody follows are not those of the Node object's source.
+#[test]
+fn addresses_once_followed_are_kept_whatever_the_node_is() {
+    let ips = |texts: &[&str]| texts.iter().map(|it| it.parse().expect("an address")).collect();
+    let mut store = empty_store(NodeEnv::default());
+    store.take();
+    store.apply(Event::Addresses(ips(&["127.0.0.1", "172.20.7.11"])));
+    let update = store.take().expect("what backends see has changed");
+    assert!(matches!(&update, Update::Delta { node: Some(_), changes, .. } if changes.is_empty()));
+    let named = NodeEnv {
+        name: "tern".to_owned(),
+        interface_addresses: ips(&["172.20.7.99"]),
+        ..NodeEnv::default()
+    };
+    store.apply(Event::Node(Box::new(named)));
+    let env = store.env();
+    assert_eq!((env.name.as_str(), &env.interface_addresses.len()), ("tern", &2));
+    store.take();
+    assert!(!store.apply(Event::Addresses(ips(&["172.20.7.11", "127.0.0.1"]))), "the same ones");
 }

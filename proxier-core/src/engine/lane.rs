@@ -1,6 +1,9 @@
 //! What the engine knows of one family.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use crate::{
     ir::{Fragment, NodeView},
@@ -26,7 +29,9 @@ pub(super) struct Lane<B: Backend> {
     pub slots: BTreeMap<FragmentId, Slot<B>>,
     /// The fragments that are not as wanted.
     pub troubles: BTreeMap<FragmentId, Trouble>,
-    pub shared: BTreeMap<B::Key, Shared<B>>,
+    /// Objects that several fragments may declare. Most of what an engine remembers: a hash table takes
+    /// less than a tree.
+    pub shared: HashMap<B::Key, Shared<B>>,
     pub desired: Revision,
     pub programmed: Revision,
 }
@@ -78,7 +83,7 @@ impl<B: Backend> Lane<B> {
             skeleton: None,
             slots: BTreeMap::new(),
             troubles: BTreeMap::new(),
-            shared: BTreeMap::new(),
+            shared: HashMap::new(),
             desired: Revision::default(),
             programmed: Revision::default(),
         }

@@ -4,6 +4,7 @@
 //! outcome. When the outcome is in doubt (a lost reply, a dropped future, a refused batch that is not
 //! atomic) it reads the kernel back and goes on from there; it never flushes and rewrites.
 
+mod gather;
 mod lane;
 mod plan;
 mod program;

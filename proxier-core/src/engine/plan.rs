@@ -1,10 +1,6 @@
 //! Planning: from fragments that change to operations on kernel objects. Pure.
 
-use std::{
-    cmp::Ordering,
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{cmp::Ordering, collections::BTreeMap, sync::Arc};
 
 use super::lane::{Installed, Item, Lane};
 use crate::{
@@ -228,15 +224,18 @@ impl<B: Backend> Plan<B> {
         lane: &Lane<B>,
         owner: &Owner,
         mut old: BTreeMap<B::Key, B::Value>,
-        mut new: BTreeMap<B::Key, B::Value>,
+        new: BTreeMap<B::Key, B::Value>,
         cells: &mut Cells<B>,
     ) {
-        let keys: BTreeSet<_> = old.keys().chain(new.keys()).cloned().collect();
-        for key in keys {
-            let (held, wanted) = (old.remove(&key), new.remove(&key));
+        let both = new.into_iter().map(|(key, value)| {
+            let held = usize::from(old.remove(&key).is_some());
+            (key, value, held, 1)
+        });
+        let both: Vec<_> = both.collect();
+        let gone = old.into_iter().map(|(key, value)| (key, value, 1, 0));
+        for (key, value, held, wanted) in both.into_iter().chain(gone) {
             let (holders, _) = self.holders(lane, &key);
-            let after = holders - usize::from(held.is_some()) + usize::from(wanted.is_some());
-            let Some(value) = wanted.or(held) else { continue };
+            let after = holders - held + wanted;
             let cell = Cell {
                 owner: owner.clone(),
                 old: lane.shared.get(&key).map(|it| it.value.clone()),

@@ -2,25 +2,27 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    future::poll_fn,
     sync::Arc,
+    task::Poll,
 };
 
 use super::{
     Engine, Step,
+    gather::{Dump, Gathering, rebase},
     lane::{Installed, Item, Lane, Shared, Slot},
-    plan::{Plan, Tagged, Wanted, sort},
+    plan::{Plan, Tagged, sort},
 };
 use crate::{
     conntrack::{FlowFilter, stale},
+    ir::Fragment,
     name::FragmentId,
     proxier::{SyncError, SyncReport, Verb},
-    spi::{Backend, CommitError, Dataplane, Objects, Op, Owner, Stage},
+    spi::{Backend, CommitError, Dataplane, Objects, Op, Owner},
 };
 
 /// How often the kernel is read back within one sync before giving up.
 const MAX_RECONCILES: u32 = 3;
-
-type Dump<B> = BTreeMap<<B as Backend>::Key, <B as Backend>::Value>;
 
 impl<B: Backend> Lane<B> {
     pub(super) fn predicted(&self, backend: &B) -> Dump<B> {
@@ -58,7 +60,7 @@ impl<B: Backend> Lane<B> {
         }
     }
 
-    fn note_shared(&mut self, shared: BTreeMap<B::Key, (usize, B::Value)>) {
+    pub(super) fn note_shared(&mut self, shared: BTreeMap<B::Key, (usize, B::Value)>) {
         for (key, (holders, value)) in shared {
             if holders == 0 {
                 self.shared.remove(&key);
@@ -221,12 +223,32 @@ impl<B: Backend, D: Dataplane<B>> Run<'_, B, D> {
     /// Sends operations in batches of the data path's size. While a batch is under way the state
     /// counts as unknown, so that dropping the future is safe.
     async fn send(&mut self, ops: Vec<Tagged<B>>) -> Result<Sent, SyncError> {
+        self.send_beside(ops, |_, _| ()).await
+    }
+
+    /// The same, and does some work while the kernel is busy with the first batch.
+    async fn send_beside(
+        &mut self,
+        ops: Vec<Tagged<B>>,
+        work: impl FnOnce(&B, &mut Lane<B>) + Send,
+    ) -> Result<Sent, SyncError> {
         let family = self.lane.family;
         let limit = self.dataplane.batch_limit().max(1);
         let (owners, ops): (Vec<_>, Vec<_>) = ops.into_iter().unzip();
+        let mut work = Some(work);
         for (owners, ops) in owners.chunks(limit).zip(ops.chunks(limit)) {
             let known = std::mem::replace(&mut self.lane.known, false);
-            match self.dataplane.commit(family, ops).await {
+            let mut commit = self.dataplane.commit(family, ops);
+            // Whatever it does before it waits for the first time is done by this.
+            let begun = poll_fn(|cx| Poll::Ready(commit.as_mut().poll(cx))).await;
+            if let Some(work) = work.take() {
+                work(self.backend, self.lane);
+            }
+            let outcome = match begun {
+                Poll::Ready(outcome) => outcome,
+                Poll::Pending => commit.await,
+            };
+            match outcome {
                 Ok(()) => self.lane.known = known,
                 Err(CommitError::Refused { op, object, extack, errno, kind }) => {
                     self.lane.known = known;
@@ -255,6 +277,9 @@ impl<B: Backend, D: Dataplane<B>> Run<'_, B, D> {
                     Verb::Set => self.report.ops.set += 1,
                 }
             }
+        }
+        if let Some(work) = work.take() {
+            work(self.backend, self.lane);
         }
         Ok(Sent::Done)
     }
@@ -329,7 +354,8 @@ impl<B: Backend, D: Dataplane<B>> Run<'_, B, D> {
     }
 
     /// One attempt. Fragments are compiled one after the other and sent in batches, so that memory is
-    /// bounded by the batch and by what the kernel holds already. What lets traffic in comes last.
+    /// bounded by the batch and by what the kernel holds already; while the kernel takes one batch, the
+    /// next is compiled. What lets traffic in comes last, unless the backend says that need not be.
     ///
     /// When `careful`, every fragment is sent by itself, which shows the one that is refused.
     async fn reconcile_once(
@@ -344,35 +370,36 @@ impl<B: Backend, D: Dataplane<B>> Run<'_, B, D> {
             .dump(family)
             .await
             .map_err(|source| SyncError::Dump { family, source })?;
-        let memos = self.recall(&actual);
+        let wanted = self.recall(&actual);
         let node = Arc::clone(&self.lane.node);
         let mut batch = Plan::skeleton(self.backend, self.lane, &node);
         rebase::<B>(&mut batch, &mut actual);
-        let mut entries = Vec::new();
-        let limit = if careful { 0 } else { self.dataplane.batch_limit() };
-        for (id, memo) in memos {
+        let mut gathering = Gathering {
+            wanted: wanted.into_iter(),
+            fallback,
+            given_up,
+            actual,
+            carried: batch,
+            entries: Vec::new(),
+            entries_last: !careful && self.backend.entries_last(),
+            limit: if careful { 0 } else { self.dataplane.batch_limit() },
+        };
+        let mut batch = gathering.next(self.backend, self.lane);
+        while !batch.is_empty() {
+            sort(self.backend, &mut batch);
             let mut next = Vec::new();
-            if !given_up.contains(&id) {
-                self.compile_onto(&id, &memo, &mut actual, &mut next);
-            } else if let Some(previous) = fallback.get(&id) {
-                self.restore_onto(&id, previous, &mut actual, &mut next);
+            let work = |backend: &B, lane: &mut Lane<B>| next = gathering.next(backend, lane);
+            let sent = self.send_beside(batch, work).await?;
+            if !matches!(sent, Sent::Done) {
+                return Ok(sent);
             }
-            if !careful {
-                let is_entry = |(_, op): &Tagged<B>| self.backend.stage(op.key()) == Stage::Entry;
-                entries.extend(next.extract_if(.., |it| is_entry(it)));
-            }
-            if batch.len() + next.len() > limit {
-                let sent = self.send_sorted(&mut batch).await?;
-                if !matches!(sent, Sent::Done) {
-                    return Ok(sent);
-                }
-            }
-            batch.append(&mut next);
+            batch = next;
         }
-        let leftovers = actual.into_iter().map(|(key, value)| Op::Del(key, value));
+        let leftovers = gathering.actual.into_iter().map(|(key, value)| Op::Del(key, value));
         let leftovers = leftovers.map(|op| (Owner::Skeleton, op)).collect();
-        for mut rest in [batch, entries, leftovers] {
-            let sent = self.send_sorted(&mut rest).await?;
+        for mut rest in [gathering.entries, leftovers] {
+            sort(self.backend, &mut rest);
+            let sent = self.send(rest).await?;
             if !matches!(sent, Sent::Done) {
                 return Ok(sent);
             }
@@ -392,69 +419,19 @@ impl<B: Backend, D: Dataplane<B>> Run<'_, B, D> {
 
     /// Starts from nothing. Returns every wanted fragment with the memo that the kernel's content
     /// implies.
-    fn recall(&mut self, actual: &Dump<B>) -> Vec<(FragmentId, B::Memo)> {
+    fn recall(&mut self, actual: &Dump<B>) -> Vec<(Arc<Fragment>, B::Memo)> {
         let Lane { slots, shared, skeleton, .. } = &mut *self.lane;
         shared.clear();
         *skeleton = None;
         slots.retain(|_, slot| slot.desired.is_some());
         slots
-            .iter_mut()
-            .filter_map(|(id, slot)| {
+            .values_mut()
+            .filter_map(|slot| {
                 slot.installed = None;
-                Some((id.clone(), self.backend.recall(slot.desired.as_ref()?, actual)))
+                let desired = slot.desired.as_ref()?;
+                Some((Arc::clone(desired), self.backend.recall(desired, actual)))
             })
             .collect()
-    }
-
-    /// Adds a fragment as wanted.
-    fn compile_onto(
-        &mut self,
-        id: &FragmentId,
-        memo: &B::Memo,
-        actual: &mut Dump<B>,
-        batch: &mut Vec<Tagged<B>>,
-    ) {
-        let node = Arc::clone(&self.lane.node);
-        let Some(desired) = self.lane.slots.get(id).and_then(|slot| slot.desired.clone()) else {
-            return;
-        };
-        let wanted = Wanted { fragment: &desired, node: &node, memo: Some(memo) };
-        match Plan::fresh(self.backend, self.lane, id, wanted) {
-            Ok(plan) => self.adopt(plan, actual, batch),
-            Err(error) => self.lane.blame(id, error.kind(), error.to_string()),
-        }
-    }
-
-    /// Adds a fragment as it was installed before: the kernel does not take it as wanted.
-    fn restore_onto(
-        &mut self,
-        id: &FragmentId,
-        previous: &Installed<B>,
-        actual: &mut Dump<B>,
-        batch: &mut Vec<Tagged<B>>,
-    ) {
-        let Installed { fragment, node, memo } = previous;
-        let wanted = Wanted { fragment, node, memo: Some(memo) };
-        if let Ok(plan) = Plan::fresh(self.backend, self.lane, id, wanted) {
-            self.adopt(plan, actual, batch);
-        }
-    }
-
-    fn adopt(&mut self, mut plan: Plan<B>, actual: &mut Dump<B>, batch: &mut Vec<Tagged<B>>) {
-        rebase::<B>(&mut plan.ops, actual);
-        batch.append(&mut plan.ops);
-        for (id, installed) in plan.outcomes {
-            if let Some(slot) = self.lane.slots.get_mut(&id) {
-                slot.installed = installed;
-            }
-        }
-        self.lane.note_shared(plan.shared);
-    }
-
-    async fn send_sorted(&mut self, batch: &mut Vec<Tagged<B>>) -> Result<Sent, SyncError> {
-        let mut ops = std::mem::take(batch);
-        sort(self.backend, &mut ops);
-        self.send(ops).await
     }
 }
 
@@ -464,21 +441,6 @@ fn sole_owner(owners: &[Owner]) -> Option<FragmentId> {
     match first {
         Owner::Fragment(id) if rest.iter().all(|owner| owner == first) => Some(id.clone()),
         Owner::Fragment(_) | Owner::Skeleton => None,
-    }
-}
-
-/// Turns creations into what is really missing, given what is there; takes that out of `actual`.
-fn rebase<B: Backend>(ops: &mut Vec<Tagged<B>>, actual: &mut Dump<B>) {
-    for (owner, op) in std::mem::take(ops) {
-        let op = match op {
-            Op::Add(key, new) => match actual.remove(&key) {
-                None => Op::Add(key, new),
-                Some(old) if old == new => continue,
-                Some(old) => Op::Set { key, old, new },
-            },
-            Op::Del(..) | Op::Set { .. } => op,
-        };
-        ops.push((owner, op));
     }
 }
 

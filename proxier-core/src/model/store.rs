@@ -41,6 +41,9 @@ pub enum ObjectKey {
 /// Something happened in the cluster or on the node.
 #[derive(Clone, Debug)]
 pub enum Event {
+    /// The addresses on the node's interfaces, loopback included, are these. From then on
+    /// [`NodeEnv::interface_addresses`] of [`Event::Node`] is not looked at.
+    Addresses(Vec<IpAddr>),
     /// An object is new or changed.
     Apply(Object),
     /// An object is gone, or no longer any business of a proxier. Unknown objects are fine.
@@ -107,6 +110,8 @@ pub struct Store {
     /// How many fragments have their health checked on a port.
     health_ports: BTreeMap<(Family, NonZeroU16), usize>,
     view_changed: bool,
+    /// Somebody tells of the addresses on interfaces.
+    has_addresses: bool,
     has_services: bool,
     has_slices: bool,
     revision: Revision,
@@ -130,6 +135,7 @@ impl Store {
             slice_changes: 0,
             health_ports: BTreeMap::new(),
             view_changed: false,
+            has_addresses: false,
             has_services: false,
             has_slices: false,
             revision: Revision::default(),
@@ -141,6 +147,7 @@ impl Store {
     /// Returns whether there is something to [`take`](Self::take).
     pub fn apply(&mut self, event: Event) -> bool {
         match event {
+            Event::Addresses(addresses) => self.set_addresses(addresses),
             Event::Apply(Object::EndpointSlice(slice)) => self.set_slice(slice),
             Event::Apply(Object::Service(service)) => self.set_service(service),
             Event::Delete(ObjectKey::EndpointSlice(name)) => self.delete_slice(&name),
@@ -301,12 +308,27 @@ impl Store {
         self.is_complete() && (first || self.view_changed || !self.dirty.is_empty())
     }
 
-    fn set_env(&mut self, env: NodeEnv) {
+    fn set_env(&mut self, mut env: NodeEnv) {
+        if self.has_addresses {
+            env.interface_addresses.clone_from(&self.env.interface_addresses);
+        }
         if env == self.env {
             return;
         }
         self.env = env;
         self.dirty.extend(self.services.keys().cloned());
+        self.look();
+    }
+
+    /// No fragment depends on the addresses, only what backends see of the node.
+    fn set_addresses(&mut self, addresses: Vec<IpAddr>) {
+        self.has_addresses = true;
+        self.env.interface_addresses = addresses;
+        self.look();
+    }
+
+    /// Looks at the node as backends do.
+    fn look(&mut self) {
         let view = self.env.view();
         if view != *self.view {
             self.view = Arc::new(view);
