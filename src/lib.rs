@@ -31,16 +31,21 @@
 //!
 //! | feature | default | what it adds |
 //! |---|---|---|
+//! | `addresses` | yes | `follow_addresses`: node ports follow the addresses of the node |
 //! | `iptables` | yes | [`Mode::Iptables`] |
 //! | `manifests` | yes | `Manifests`: Services from YAML and JSON files |
 //! | `userspace` | yes | [`Mode::Userspace`] |
 
+#[cfg(feature = "addresses")]
+mod addresses;
 mod driver;
 #[cfg(feature = "manifests")]
 mod manifests;
 mod open;
 mod swap;
 
+#[cfg(feature = "addresses")]
+pub use addresses::{FollowError, follow_addresses};
 pub use driver::{Driver, Handle, Pacing, Standing, Stopped};
 #[cfg(feature = "manifests")]
 pub use manifests::{ManifestError, Manifests, Snapshot};

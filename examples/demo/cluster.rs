@@ -40,7 +40,7 @@ impl Cluster {
             match event {
                 Event::EndpointSlices(all) => slices = all,
                 Event::Services(all) => services = all,
-                Event::Apply(_) | Event::Delete(_) | Event::Node(_) => {}
+                Event::Addresses(_) | Event::Apply(_) | Event::Delete(_) | Event::Node(_) => {}
             }
         }
         let problems: Vec<_> = snapshot.problems().iter().map(ToString::to_string).collect();

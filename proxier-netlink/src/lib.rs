@@ -56,6 +56,7 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 
 mod ack;
+mod addresses;
 mod batch;
 pub mod ct;
 mod dec;
@@ -69,6 +70,7 @@ mod sock;
 pub mod spi;
 
 pub use ack::{Ack, ErrorKind, errno_name};
+pub use addresses::{Addresses, AddressesError};
 pub use foreign::ForeignChanges;
 pub use netns::{NetNs, NetNsError};
 pub use nfnl_listen::{Change, Event, Events, EventsError};

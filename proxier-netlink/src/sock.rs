@@ -133,15 +133,25 @@ pub(crate) struct Socket {
 impl Socket {
     /// Opens a socket in a namespace; `groups` is the mask of multicast groups to join.
     pub(crate) fn open(netns: &NetNs, groups: u32) -> Result<Self, OpenError> {
-        Self::open_protocol(netns, NETFILTER, groups)
+        Self::open_protocol(netns, Some(NETFILTER), groups)
     }
 
     /// Opens a socket of generic netlink in a namespace.
     pub(crate) fn open_generic(netns: &NetNs) -> Result<Self, OpenError> {
-        Self::open_protocol(netns, GENERIC, 0)
+        Self::open_protocol(netns, Some(GENERIC), 0)
     }
 
-    fn open_protocol(netns: &NetNs, protocol: Protocol, groups: u32) -> Result<Self, OpenError> {
+    /// Opens a socket for addresses and the like; `groups` is the mask of multicast groups to join.
+    pub(crate) fn open_route(netns: &NetNs, groups: u32) -> Result<Self, OpenError> {
+        // KERNEL: NETLINK_ROUTE is 0 (include/uapi/linux/netlink.h, v6.12).
+        Self::open_protocol(netns, None, groups)
+    }
+
+    fn open_protocol(
+        netns: &NetNs,
+        protocol: Option<Protocol>,
+        groups: u32,
+    ) -> Result<Self, OpenError> {
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(OpenError::NoRuntime);
         }
@@ -157,7 +167,7 @@ impl Socket {
                 AddressFamily::NETLINK,
                 SocketType::RAW,
                 SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-                Some(protocol),
+                protocol,
             )
         };
         let fd = match netns {
