@@ -5,77 +5,26 @@
     clippy::disallowed_methods,
     clippy::print_stdout,
     clippy::unwrap_used,
+    dead_code,
+    unreachable_pub,
     reason = "a measurement, run by hand"
 )]
 
+mod world;
+
 use std::{
     error::Error,
-    net::{IpAddr, Ipv4Addr},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use proxier_backend_nftables::{Config, engine};
-use proxier_core::{
-    Change, Family, FragmentId, ObjectName, Protocol, Proxier, Revision, Update,
-    ir::{
-        Balance, Detector, FamilyView, Fragment, Frontend, FrontendKey, FrontendKind, Member,
-        NodeView, Pool, Snat, Verdict, Verdicts, WayIn,
-    },
-    spi::Dataplane,
-};
+use proxier_core::{Change, Family, Proxier, Revision, Update, spi::Dataplane};
 use proxier_netlink::NetNs;
-
-fn node() -> Arc<NodeView> {
-    let mut node = NodeView::default();
-    node.0.v4 = FamilyView {
-        detector: Some(Detector::Source("10.128.0.0/9".parse().unwrap())),
-        ..FamilyView::default()
-    };
-    Arc::new(node)
-}
-
-/// One Service port with a cluster IP; `first` numbers its endpoints.
-fn fragment(index: u32, endpoints: u32, first: u32) -> Arc<Fragment> {
-    let forward = |snat| Verdict::Forward { pool: Pool::Cluster, snat };
-    let (pod, other) = (forward(Snat::Preserve), forward(Snat::Masquerade));
-    let ip: IpAddr = Ipv4Addr::from_bits(0x0a60_0000 + index).into();
-    let cluster = (first..first + endpoints).map(|number| {
-        let ip = Ipv4Addr::from_bits(0x0a80_0000 + index * 16 + number);
-        Member::new((ip, 8080).into(), number == 0)
-    });
-    Arc::new(Fragment {
-        id: FragmentId {
-            service: ObjectName::new("shop", &format!("service-{index}")),
-            port: "web".into(),
-            protocol: Protocol::Tcp,
-            family: Family::V4,
-        },
-        frontends: vec![Frontend {
-            kind: FrontendKind::ClusterIp,
-            key: FrontendKey {
-                way_in: WayIn::Address(ip),
-                port: 80.try_into().unwrap(),
-                protocol: Protocol::Tcp,
-            },
-            sources: None,
-            verdicts: Verdicts { pod, node: other, external: other },
-        }],
-        cluster: cluster.collect(),
-        local: Vec::new(),
-        affinity: None,
-        balance: Balance::Default,
-        scheduler: None,
-        counters: false,
-        health_check_node_port: None,
-        serving: Vec::new(),
-    })
-}
+use world::{fragment, memory_kib, node};
 
 fn memory(what: &str) -> String {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find(|line| line.starts_with(what)).unwrap_or_default();
-    line.split_whitespace().skip(1).collect::<Vec<_>>().join(" ")
+    format!("{} KiB", memory_kib(what))
 }
 
 fn show(what: &str, mut times: Vec<Duration>) {

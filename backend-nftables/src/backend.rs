@@ -111,6 +111,11 @@ impl Backend for Nftables {
         vec![Counter { id: fragment.id.clone(), endpoint: None, count }]
     }
 
+    fn entries_last(&self) -> bool {
+        // No element makes the kernel check anything, but for verdict maps, which few Services need.
+        false
+    }
+
     fn stage(&self, key: &Key) -> Stage {
         match &key.object {
             Object::Table | Object::Set(_) => Stage::Base,

@@ -10,6 +10,7 @@ use proxier_core::{
     model::{Event, ObjectKey},
     spi::ErrorKind,
 };
+use proxier_netlink::{Event as Heard, Events};
 
 fn delete(service: &str) -> Event {
     Event::Delete(ObjectKey::Service(ObjectName::new("shop", service)))
@@ -63,6 +64,22 @@ async fn a_restart_changes_nothing() {
         assert_eq!(report.ops.total(), 0, "{report:?}");
         assert_eq!(ns.ruleset(), before);
     }
+}
+
+/// Proved by one who hears of every change of nf_tables.
+#[tokio::test]
+async fn a_restart_writes_nothing() {
+    let ns = Ns::new();
+    let (store, update) = store(env(), EVERYTHING);
+    sync(&mut ns.engine(), update).await;
+    let mut events = Events::open(&ns.0).unwrap();
+    let mut again = ns.engine();
+    assert_eq!(again.sync(store.reset()).await.unwrap().batches, 0);
+    assert_eq!(again.audit().await.unwrap().batches, 0);
+    ns.run("nft", &["add", "table", "inet", "marker"]);
+    let next = tokio::time::timeout(std::time::Duration::from_secs(10), events.next()).await;
+    let next = next.expect("waited for the marker").unwrap();
+    assert!(matches!(&next, Heard::Change(it) if it.table == "marker"), "{next:?} came first");
 }
 
 #[tokio::test]
