@@ -43,8 +43,12 @@
 //!
 //! # Cargo features
 //!
-//! None.
+//! | Feature | What it does |
+//! |---|---|
+//! | `apiserver` | an API server for tests of whatever watches a cluster |
 
+#[cfg(feature = "apiserver")]
+pub mod apiserver;
 pub mod cases;
 pub mod lab;
 pub mod topology;
