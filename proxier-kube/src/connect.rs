@@ -46,6 +46,8 @@ impl Connection {
         }
         // Bookmarks come more often than this, and the watches have time-outs of their own.
         config.read_timeout = None;
+        // The source waits by itself, and says meanwhile what for.
+        config.default_retry = false;
         Client::try_from(config)
             .map_err(|error| ConnectError::new("the credentials cannot be used", &error))
     }

@@ -9,7 +9,7 @@
 //! connection; it fails a whole list because of one object, and asks a server that refuses streaming
 //! lists for ever. Hence this one, on `kube`'s client.
 
-use std::{marker::PhantomData, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, marker::PhantomData, sync::Arc, time::Duration};
 
 use kube::{
     Client,
@@ -57,11 +57,16 @@ pub(crate) struct Follower<W> {
 
 /// A complete list, and where to go on.
 struct Listed<T> {
-    items: Vec<T>,
-    problems: Vec<(ObjectName, Vec<Problem>)>,
+    found: Found<T>,
     version: String,
     /// A streaming list goes on as a watch.
     watch: Option<Answer>,
+}
+
+/// What a list has brought so far.
+struct Found<T> {
+    items: BTreeMap<ObjectName, T>,
+    problems: BTreeMap<ObjectName, Vec<Problem>>,
 }
 
 /// How a watch ended.
@@ -71,6 +76,8 @@ enum End {
     /// The version is no longer known.
     Expired(Trouble),
     Failed(Trouble),
+    /// The server said in the watch that it cannot go on.
+    Spoiled(Trouble),
 }
 
 impl<W: Watched> Follower<W> {
@@ -103,9 +110,9 @@ impl<W: Watched> Follower<W> {
             match self.list().await {
                 Ok(listed) => {
                     self.paged = true;
-                    self.report.set_problems(listed.problems);
-                    self.report.complete(listed.items.len());
-                    self.pass(Feed::List(listed.items)).await;
+                    self.report.set_problems(listed.found.problems.into_iter().collect());
+                    self.report.complete(listed.found.items.len());
+                    self.pass(Feed::List(listed.found.items)).await;
                     self.watch(listed.version, listed.watch).await;
                 }
                 Err(trouble) => self.wait(trouble).await,
@@ -162,7 +169,7 @@ impl<W: Watched> Follower<W> {
     async fn stream(&mut self) -> Result<Listed<W::Item>, Trouble> {
         let asked = Asked::of(W::KIND, "watch");
         let mut answer = self.open(self.floor, true).await?;
-        let (mut items, mut problems) = (Vec::new(), Vec::new());
+        let mut found = Found::default();
         let refused = |message: &str| asked.trouble(TroubleKind::Refused, message);
         loop {
             let next = timeout(self.options.stream_patience, answer.line(&mut self.buffer)).await;
@@ -174,12 +181,14 @@ impl<W: Watched> Follower<W> {
             };
             let Some(line) = parse(asked, text)? else { continue };
             match &*line.event {
-                "ADDED" | "MODIFIED" => collect::<W>(line.object, &mut items, &mut problems),
+                // K8S: what changes while the list is under way comes between its objects.
+                "ADDED" | "MODIFIED" => found.add::<W>(line.object),
+                "DELETED" => found.remove(&Head::read(line.object).object_name()),
                 "BOOKMARK" => {
                     let head = Head::read(line.object);
                     if head.ends_initial_events {
                         let (version, watch) = (head.version, Some(answer));
-                        return Ok(Listed { items, problems, version, watch });
+                        return Ok(Listed { found, version, watch });
                     }
                     return Err(refused("no streaming list: a bookmark without the end mark"));
                 }
@@ -199,7 +208,7 @@ impl<W: Watched> Follower<W> {
     /// A list in pages.
     async fn pages(&mut self) -> Result<Listed<W::Item>, Trouble> {
         let asked = Asked::of(W::KIND, "list");
-        let (mut items, mut problems) = (Vec::new(), Vec::new());
+        let mut found = Found::default();
         let mut token = None;
         loop {
             let params = ListParams {
@@ -225,7 +234,7 @@ impl<W: Watched> Follower<W> {
             let page: Page<'_> =
                 serde_json::from_str(&text).map_err(|error| garbled(asked, "the list", &error))?;
             for object in page.items {
-                collect::<W>(object, &mut items, &mut problems);
+                found.add::<W>(object);
             }
             self.report.heard(|_| ());
             if page.metadata.token.is_empty() {
@@ -233,7 +242,7 @@ impl<W: Watched> Follower<W> {
                 if version.is_empty() {
                     return Err(asked.trouble(TroubleKind::Garbled, "the list has no version"));
                 }
-                return Ok(Listed { items, problems, version, watch: None });
+                return Ok(Listed { found, version, watch: None });
             }
             token = Some(page.metadata.token);
         }
@@ -241,6 +250,7 @@ impl<W: Watched> Follower<W> {
 
     /// Watches from `version` on, through any number of connections, until a list is needed.
     async fn watch(&mut self, mut version: String, mut watch: Option<Answer>) {
+        let mut spoiled = false;
         loop {
             let answer = match watch.take() {
                 Some(answer) => Ok(answer),
@@ -252,13 +262,22 @@ impl<W: Watched> Follower<W> {
                 Err(trouble) => End::Failed(trouble),
             };
             match end {
-                End::Closed => {}
+                End::Closed => spoiled = false,
                 End::Expired(trouble) => return self.wait(trouble).await,
-                End::Failed(trouble) if trouble.kind == TroubleKind::Garbled => {
+                End::Failed(trouble) => {
                     // Asked again from here, the server would say the same.
-                    return self.wait(trouble).await;
+                    let list = matches!(trouble.kind, TroubleKind::Garbled | TroubleKind::Refused);
+                    self.wait(trouble).await;
+                    if list {
+                        return;
+                    }
                 }
-                End::Failed(trouble) => self.wait(trouble).await,
+                End::Spoiled(trouble) => {
+                    self.wait(trouble).await;
+                    if std::mem::replace(&mut spoiled, true) {
+                        return;
+                    }
+                }
             }
         }
     }
@@ -287,9 +306,11 @@ impl<W: Watched> Follower<W> {
         let asked = Asked::of(W::KIND, "watch");
         let opened = Instant::now();
         let mut said_something = false;
+        // Not all quiet watches of a cluster at once.
+        let patience = between(self.options.stall / 4 * 3, self.options.stall);
         let mut buffer = std::mem::take(&mut self.buffer);
         let end = loop {
-            let text = match timeout(self.options.stall, answer.line(&mut buffer)).await {
+            let text = match timeout(patience, answer.line(&mut buffer)).await {
                 Ok(Ok(Some(text))) => text,
                 Ok(Ok(None)) if said_something || opened.elapsed() >= SHORT => break End::Closed,
                 Ok(Ok(None)) => {
@@ -298,10 +319,14 @@ impl<W: Watched> Follower<W> {
                     );
                 }
                 Ok(Err(trouble)) => break End::Failed(trouble),
+                // K8S: only bookmarks newer than the start of the watch are sent (cacheWatcher.process,
+                // v1.36), so silence from the start is what watches of quiet objects do. Asking anew
+                // tells whether the server is there.
+                Err(_) if !said_something => break End::Closed,
                 Err(_) => {
                     self.report.count(|it| it.stalls += 1);
-                    let bound = self.options.stall;
-                    let message = format!("neither event nor bookmark for {bound:?}: reconnecting");
+                    let message =
+                        format!("neither event nor bookmark for {patience:?}: reconnecting");
                     break End::Failed(asked.trouble(TroubleKind::Stalled, message));
                 }
             };
@@ -331,7 +356,7 @@ impl<W: Watched> Follower<W> {
             "ERROR" => {
                 let trouble = status(asked, line.object.get());
                 let expired = trouble.kind == TroubleKind::Expired;
-                return Err(if expired { End::Expired(trouble) } else { End::Failed(trouble) });
+                return Err(if expired { End::Expired(trouble) } else { End::Spoiled(trouble) });
             }
             _ => return Ok(()),
         };
@@ -358,17 +383,32 @@ fn set_version(version: &mut String, seen: String) {
     }
 }
 
-/// Reads one object of a list.
-fn collect<W: Watched>(
-    object: &serde_json::value::RawValue,
-    items: &mut Vec<W::Item>,
-    problems: &mut Vec<(ObjectName, Vec<Problem>)>,
-) {
-    let read = wire::read::<W>(object);
-    if !read.problems.is_empty() {
-        problems.push((Head::read(object).object_name(), read.problems));
+impl<T> Found<T> {
+    fn add<W: Watched<Item = T>>(&mut self, object: &serde_json::value::RawValue) {
+        let read = wire::read::<W>(object);
+        let head = || Head::read(object).object_name();
+        let name = read.value.as_ref().map_or_else(head, W::name);
+        if read.problems.is_empty() {
+            self.problems.remove(&name);
+        } else {
+            self.problems.insert(name.clone(), read.problems);
+        }
+        match read.value {
+            Some(item) => self.items.insert(name, item),
+            None => self.items.remove(&name),
+        };
     }
-    items.extend(read.value);
+
+    fn remove(&mut self, name: &ObjectName) {
+        self.items.remove(name);
+        self.problems.remove(name);
+    }
+}
+
+impl<T> Default for Found<T> {
+    fn default() -> Self {
+        Self { items: BTreeMap::new(), problems: BTreeMap::new() }
+    }
 }
 
 /// One line of a watch; `None` for an empty one.

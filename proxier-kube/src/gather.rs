@@ -18,7 +18,7 @@ pub(crate) enum Feed<T> {
     /// An object is gone or no business of ours.
     Delete(ObjectName),
     /// These are all objects there are.
-    List(Vec<T>),
+    List(BTreeMap<ObjectName, T>),
     /// The objects cannot be had from this server: do without.
     Unavailable,
 }
@@ -69,10 +69,10 @@ impl Gather {
         match message {
             Message::Services(feed) if self.started => events.extend(pass(feed)),
             Message::Slices(feed) if self.started => events.extend(pass(feed)),
-            Message::Services(feed) => hold(&mut self.services, feed, |it| it.name().clone()),
-            Message::Slices(feed) => hold(&mut self.slices, feed, |it| it.name().clone()),
+            Message::Services(feed) => hold(&mut self.services, feed),
+            Message::Slices(feed) => hold(&mut self.slices, feed),
             Message::Cidrs(feed) => {
-                hold(&mut self.cidrs, feed, |it| it.name.clone());
+                hold(&mut self.cidrs, feed);
                 self.refresh(events);
             }
             Message::Node(feed) => {
@@ -129,7 +129,7 @@ impl Gather {
         self.knows_node = true;
         self.node = match feed {
             Feed::Apply(_, node) => Some(node),
-            Feed::List(nodes) => nodes.into_iter().next_back(),
+            Feed::List(nodes) => nodes.into_values().next_back(),
             Feed::Delete(_) | Feed::Unavailable => None,
         };
     }
@@ -164,15 +164,9 @@ impl Gather {
     }
 }
 
-fn hold<T>(
-    held: &mut Option<BTreeMap<ObjectName, T>>,
-    feed: Feed<T>,
-    name: impl Fn(&T) -> ObjectName,
-) {
+fn hold<T>(held: &mut Option<BTreeMap<ObjectName, T>>, feed: Feed<T>) {
     match feed {
-        Feed::List(items) => {
-            *held = Some(items.into_iter().map(|item| (name(&item), item)).collect());
-        }
+        Feed::List(items) => *held = Some(items),
         Feed::Apply(name, item) => {
             held.get_or_insert_default().insert(name, item);
         }
@@ -224,7 +218,7 @@ fn pass<T: Passed>(feed: Feed<T>) -> Option<Event> {
     match feed {
         Feed::Apply(_, item) => Some(Event::Apply(item.object())),
         Feed::Delete(name) => Some(Event::Delete(T::key(name))),
-        Feed::List(items) => Some(T::all(items)),
+        Feed::List(items) => Some(T::all(items.into_values().collect())),
         Feed::Unavailable => None,
     }
 }

@@ -18,7 +18,7 @@ pub struct Options {
     pub stream_patience: Duration,
     /// How long a watch may live, at most, before it is renewed: 290 seconds.
     pub watch_lifetime: Duration,
-    /// A watch without event and bookmark for so long is given up: 100 seconds.
+    /// A watch without event and bookmark for so long is given up and opened again: 100 seconds.
     // K8S: the server sends a bookmark about every minute, up to 75 s (cacher.go
     // bookmarkFrequency with jitter, v1.36).
     pub stall: Duration,

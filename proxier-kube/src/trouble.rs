@@ -125,7 +125,12 @@ impl Asked {
         let said = if status.message.is_empty() { quote(body) } else { quote(&status.message) };
         let seconds = status.details.retry_after_seconds.filter(|it| *it > 0).or(retry_after);
         let Self { verb, resource, group } = self;
+        // K8S: the version is one the server has yet to reach, for instance because its storage was
+        // restored (storage/errors.go NewTooLargeResourceVersionError). Waiting may take for ever.
+        let too_large =
+            status.details.causes.iter().any(|it| it.reason == "ResourceVersionTooLarge");
         let (kind, message) = match code.as_u16() {
+            _ if too_large => (TroubleKind::Expired, format!("not a version of now: {said}")),
             401 => (
                 TroubleKind::Unauthorized,
                 format!("the server does not accept the credentials (expired token?): {said}"),
@@ -161,6 +166,13 @@ pub(crate) struct Status {
 #[serde(default, rename_all = "camelCase")]
 struct Details {
     retry_after_seconds: Option<u64>,
+    causes: Vec<Cause>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Cause {
+    reason: String,
 }
 
 /// An error with its causes, in one line, without what the causes repeat.

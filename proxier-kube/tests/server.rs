@@ -10,6 +10,7 @@ use proxier_core::{
     ObjectName,
     model::{self, Event, NodeEnv, Store, api},
 };
+use proxier_kube::kube::{Client, Config};
 use proxier_kube::{Kind, Notice, Options, Recorder, Regarding, SourceStatus, TroubleKind, Watch};
 use proxier_testkit::{
     apiserver::{ApiServer, Fault},
@@ -38,6 +39,12 @@ fn node(address: &str) -> Value {
         "status": {"addresses": [{"type": "InternalIP", "address": address}]}})
 }
 
+fn client(server: &ApiServer) -> Client {
+    let mut config = Config::new(server.url().parse().unwrap());
+    config.default_retry = false;
+    Client::try_from(config).unwrap()
+}
+
 /// A source that runs, and the store it fills.
 struct Rig {
     server: ApiServer,
@@ -55,8 +62,7 @@ impl Rig {
         options.first_retry = Duration::from_millis(2);
         options.longest_retry = Duration::from_millis(20);
         options.stall = Duration::from_secs(2);
-        let config = proxier_kube::kube::Config::new(server.url().parse().unwrap());
-        let client = proxier_kube::kube::Client::try_from(config).unwrap();
+        let client = client(&server);
         let settings = NodeEnv { name: "node-a".into(), ..NodeEnv::default() };
         let source = Watch::new(client, settings.clone(), options);
         let status = source.status();
@@ -183,7 +189,6 @@ async fn after_every_bad_day_the_store_equals_the_server() {
         (refuse("watch", 401, None), TroubleKind::Unauthorized),
         (refuse("watch", 403, None), TroubleKind::Forbidden),
         (Fault::Broken(60), TroubleKind::Unreachable),
-        (Fault::Silent, TroubleKind::Stalled),
     ];
     for (fault, kind) in faults {
         let rig = Rig::start(server().await, true).await;
@@ -207,6 +212,26 @@ async fn after_every_bad_day_the_store_equals_the_server() {
             "a watch is resumed, not listed anew: {fault:?}"
         );
     }
+}
+
+#[tokio::test]
+async fn a_watch_that_falls_silent_is_opened_again() {
+    let rig = Rig::start(server().await, true).await;
+    rig.until("the start", |rig| rig.status.borrow().started).await;
+    rig.server.apply(service("s1", "10.96.1.1"));
+    rig.until_equal().await;
+    rig.server.fail(Fault::Silent);
+    rig.server.delete("services", "shop/s9");
+    rig.until("a stall", |rig| rig.status.borrow().of(Kind::Services).counts.stalls == 1).await;
+    rig.server.heal();
+    rig.until_equal().await;
+    let counts = rig.status.borrow().of(Kind::ServiceCidrs).counts;
+    assert!(counts.watches > 1, "a quiet watch is opened again as well: {counts:?}");
+    assert_eq!(
+        (counts.stalls, counts.failures, counts.lists),
+        (0, 0, 1),
+        "and quiet is no trouble"
+    );
 }
 
 #[tokio::test]
@@ -275,8 +300,7 @@ async fn without_service_cidrs_the_node_is_programmed_all_the_same() {
 #[tokio::test]
 async fn equal_notices_are_one_event() {
     let server = server().await;
-    let config = proxier_kube::kube::Config::new(server.url().parse().unwrap());
-    let client = proxier_kube::kube::Client::try_from(config).unwrap();
+    let client = client(&server);
     let (recorder, publisher) = Recorder::new(client, "proxier", "node-a");
     let service = Regarding::Service(ObjectName::new("shop", "s1"));
     for _ in 0..50 {

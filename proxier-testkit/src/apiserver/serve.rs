@@ -270,6 +270,8 @@ async fn feed(shared: &Shared, asked: &Asked, faults: &[Fault], lines: &Lines) -
             send(lines, "BOOKMARK", &end).await?;
         }
     }
+    let since = version;
+    let silent = || shared.state().faults.contains(&Fault::Silent);
     let seconds = asked.text("timeoutSeconds").parse().unwrap_or(1800);
     let end = tokio::time::Instant::now() + Duration::from_secs(seconds);
     let mut broken: Option<usize> = faults
@@ -288,7 +290,7 @@ async fn feed(shared: &Shared, asked: &Asked, faults: &[Fault], lines: &Lines) -
         for entry in entries {
             version = entry.version;
             let Some(event) = transition(&entry, &selector) else { continue };
-            if faults.contains(&Fault::Silent) {
+            if silent() {
                 continue;
             }
             if let Some(bytes) = broken.take() {
@@ -304,8 +306,9 @@ async fn feed(shared: &Shared, asked: &Asked, faults: &[Fault], lines: &Lines) -
             _ = changed.changed() => {}
             () = lines.closed() => return Err(Left),
             () = tokio::time::sleep_until(end) => return Ok(()),
-            () = tokio::time::sleep(shared.bookmarks), if !faults.contains(&Fault::Silent) => {
-                version = version.max(shared.state().version);
+            // K8S: bookmarks carry the version of the resource's latest event, and only those newer
+            // than the start of the watch are sent (cacheWatcher.process, v1.36).
+            () = tokio::time::sleep(shared.bookmarks), if version > since && !silent() => {
                 let metadata = json!({"resourceVersion": version.to_string()});
                 let mark = json!({"kind": kind, "apiVersion": group, "metadata": metadata});
                 send(lines, "BOOKMARK", &mark).await?;
