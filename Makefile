@@ -24,10 +24,11 @@ check:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --all-features --no-deps --quiet
 	$(CARGO) deny --all-features check bans licenses sources
 
-# First sync and one change at 5,000 Services x 10 endpoints, beside the iptables tools.
+# Every mode beside its peers and the floor, from 100 to 45,000 Services (docs/benchmarks.md).
+#   make bench ARGS="--report docs/bench"
 bench:
 	@scripts/setup build test
-	$(CARGO) run --quiet --release --example bench -- $(ARGS)
+	$(CARGO) run --quiet --release --example bench -- --report target/bench $(ARGS)
 
 # Write the golden plans anew; read the diff before you commit it.
 bless:
