@@ -107,6 +107,25 @@ impl ApiServer {
         self.shared.state().faults.clear();
     }
 
+    /// Goes away: cuts all connections and refuses new ones, until [`Self::reopen`]. Objects may
+    /// change meanwhile.
+    pub async fn close(&mut self) {
+        self.task.abort();
+        // Once the task has ended nobody listens any more.
+        (&mut self.task).await.ok();
+        self.cut();
+    }
+
+    /// Is back, at the same address.
+    ///
+    /// # Errors
+    /// The port is in use by somebody else.
+    pub async fn reopen(&mut self) -> io::Result<()> {
+        let listener = TcpListener::bind(self.address).await?;
+        self.task = tokio::spawn(serve::accept(listener, Arc::clone(&self.shared)));
+        Ok(())
+    }
+
     /// Cuts all connections.
     pub fn cut(&self) {
         self.shared.epoch.send_modify(|epoch| *epoch += 1);

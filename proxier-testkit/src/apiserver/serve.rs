@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, convert::Infallible, io, sync::Arc, time::Duration};
 
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use http_body_util::{BodyExt, StreamBody, combinators::BoxBody};
 use hyper::{
     Method, Request, Response,
@@ -112,6 +112,15 @@ async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Response<Bo
             return refuse(*code, "", &format!("{verb} {resource} is refused"), *retry_after);
         }
     }
+    let streams = asked.text("sendInitialEvents") == "true";
+    for fault in &faults {
+        if let Fault::Verbatim { verb, resource, body } = fault
+            && *verb == if streams { "stream" } else { asked.verb }
+            && *resource == asked.resource
+        {
+            return verbatim(body, asked.verb == "watch");
+        }
+    }
     match asked.verb {
         "create" | "patch" => write(shared, &asked, request).await,
         "watch" => watch(shared, asked, faults),
@@ -200,11 +209,13 @@ fn list(shared: &Shared, asked: &Asked, faults: &[Fault]) -> Response<Body> {
     for fault in faults {
         match fault {
             Fault::Broken(bytes) => return broken(&text, *bytes),
+            Fault::Slow(bytes) => return slow(text, *bytes),
             Fault::Truncated(bytes) => text.truncate(*bytes),
             Fault::ExpiredPages
             | Fault::NoStreamingLists
             | Fault::Refuse { .. }
-            | Fault::Silent => {}
+            | Fault::Silent
+            | Fault::Verbatim { .. } => {}
         }
     }
     respond(200, &[], text)
@@ -359,6 +370,26 @@ fn broken(text: &str, bytes: usize) -> Response<Body> {
     let parts =
         [Ok(Frame::data(Bytes::from(half))), Err(io::Error::from(io::ErrorKind::ConnectionReset))];
     reply(200, &[], BodyExt::boxed(StreamBody::new(stream::iter(parts))))
+}
+
+fn slow(text: String, bytes: usize) -> Response<Body> {
+    let pieces = stream::unfold(Bytes::from(text), move |mut rest| async move {
+        if rest.is_empty() {
+            return None;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        let piece = rest.split_to(bytes.min(rest.len()));
+        Some((Ok(Frame::data(piece)), rest))
+    });
+    reply(200, &[], BodyExt::boxed(StreamBody::new(pieces)))
+}
+
+fn verbatim(body: &'static str, open: bool) -> Response<Body> {
+    if !open {
+        return respond(200, &[], body.to_owned());
+    }
+    let first = stream::once(std::future::ready(Ok(Frame::data(Bytes::from(body)))));
+    reply(200, &[], BodyExt::boxed(StreamBody::new(first.chain(stream::pending()))))
 }
 
 fn decode(query: &str) -> BTreeMap<String, String> {

@@ -32,6 +32,17 @@ pub enum Fault {
     Broken(usize),
     /// Lists end in the middle, as if that was all.
     Truncated(usize),
+    /// Lists come so many bytes at a time, every ten milliseconds.
+    Slow(usize),
+    /// Answers word for word, for instance what a real server was recorded to say.
+    Verbatim {
+        /// `list`, `watch`, or `stream` for a streaming list. Watches stay open afterwards.
+        verb: &'static str,
+        /// The plural, without group.
+        resource: &'static str,
+        /// The body, or its beginning if it is a watch.
+        body: &'static str,
+    },
 }
 
 /// A request that came in.

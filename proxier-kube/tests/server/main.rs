@@ -1,141 +1,30 @@
 //! The source against an API server with good and bad days.
 
-use std::{
-    convert::Infallible,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+#![allow(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_in_result,
+    clippy::unwrap_used,
+    reason = "helpers of tests fail as tests do"
+)]
 
-use proxier_core::{
-    ObjectName,
-    model::{self, Event, NodeEnv, Store, api},
-};
-use proxier_kube::kube::{Client, Config};
-use proxier_kube::{Kind, Notice, Options, Recorder, Regarding, SourceStatus, TroubleKind, Watch};
-use proxier_testkit::{
-    apiserver::{ApiServer, Fault},
-    eventually_async,
-};
-use serde_json::{Value, json};
-use tokio::sync::watch;
+mod fixtures;
+mod garbage;
+mod rig;
+mod storms;
 
-const DEADLINE: Duration = Duration::from_secs(30);
+use std::time::Duration;
 
-fn service(name: &str, ip: &str) -> Value {
-    json!({"kind": "Service", "metadata": {"name": name, "namespace": "shop"},
-        "spec": {"clusterIP": ip, "ports": [{"port": 80}]}})
-}
-
-fn slice(service: &str, addresses: &[&str]) -> Value {
-    let endpoints: Vec<_> = addresses.iter().map(|it| json!({"addresses": [it]})).collect();
-    json!({"kind": "EndpointSlice", "addressType": "IPv4", "endpoints": endpoints,
-        "metadata": {"name": format!("{service}-1"), "namespace": "shop",
-            "labels": {"kubernetes.io/service-name": service}},
-        "ports": [{"name": "", "port": 8080}]})
-}
-
-fn node(address: &str) -> Value {
-    json!({"kind": "Node", "metadata": {"name": "node-a"},
-        "status": {"addresses": [{"type": "InternalIP", "address": address}]}})
-}
-
-fn client(server: &ApiServer) -> Client {
-    let mut config = Config::new(server.url().parse().unwrap());
-    config.default_retry = false;
-    Client::try_from(config).unwrap()
-}
-
-/// A source that runs, and the store it fills.
-struct Rig {
-    server: ApiServer,
-    store: Arc<Mutex<Store>>,
-    resets: Arc<Mutex<usize>>,
-    status: watch::Receiver<SourceStatus>,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Rig {
-    async fn start(server: ApiServer, streaming: bool) -> Self {
-        let mut options = Options::default();
-        options.streaming_lists = streaming;
-        options.page_size = 3;
-        options.first_retry = Duration::from_millis(2);
-        options.longest_retry = Duration::from_millis(20);
-        options.stall = Duration::from_secs(2);
-        let client = client(&server);
-        let settings = NodeEnv { name: "node-a".into(), ..NodeEnv::default() };
-        let source = Watch::new(client, settings.clone(), options);
-        let status = source.status();
-        let store = Arc::new(Mutex::new(Store::new(settings)));
-        let resets = Arc::new(Mutex::new(0));
-        let (sink_store, sink_resets) = (Arc::clone(&store), Arc::clone(&resets));
-        let task = tokio::spawn(async move {
-            let sink = |event: Event| {
-                if matches!(event, Event::Services(_)) {
-                    *sink_resets.lock().unwrap() += 1;
-                }
-                sink_store.lock().unwrap().apply(event);
-                std::future::ready(Ok::<_, Infallible>(()))
-            };
-            source.run(sink, std::future::pending()).await.unwrap();
-        });
-        Self { server, store, resets, status, task }
-    }
-
-    /// What a fresh start would read from the server's objects.
-    fn expected(&self) -> Vec<model::Service> {
-        let read = |object: &Value| {
-            let object: api::Service = serde_json::from_value(object.clone()).ok()?;
-            model::Service::read(&object).value
-        };
-        self.server.objects("services").iter().filter_map(read).collect()
-    }
-
-    fn endpoints(&self, service: &str) -> usize {
-        let store = self.store.lock().unwrap();
-        let name = ObjectName::new("shop", service);
-        let found = store.endpoints(&name, proxier_core::Family::V4);
-        found.values().map(Vec::len).sum()
-    }
-
-    async fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
-        let met = eventually_async(DEADLINE, what, || std::future::ready(condition(self))).await;
-        if let Err(overdue) = met {
-            panic!("{overdue}\nstatus {:#?}\nseen {:?}", self.status.borrow(), self.server.seen());
-        }
-    }
-
-    async fn until_equal(&self) {
-        self.until("the store equals the server", |rig| {
-            let store = rig.store.lock().unwrap();
-            store.services().cloned().collect::<Vec<_>>() == rig.expected()
-        })
-        .await;
-    }
-}
-
-impl Drop for Rig {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-async fn server() -> ApiServer {
-    let server = ApiServer::start(Duration::from_millis(100)).await.unwrap();
-    server.apply(node("192.0.2.1"));
-    server.apply(json!({"kind": "ServiceCIDR", "metadata": {"name": "kubernetes"},
-        "spec": {"cidrs": ["10.96.0.0/16"]}}));
-    for index in 1..=10 {
-        server.apply(service(&format!("s{index}"), &format!("10.96.0.{index}")));
-    }
-    server.apply(slice("s1", &["10.61.0.1", "10.61.0.2"]));
-    server
-}
+use proxier_core::ObjectName;
+use proxier_kube::{Kind, Notice, Recorder, Regarding, TroubleKind};
+use proxier_testkit::apiserver::Fault;
+use rig::{Rig, client, node, options, server, service, slice};
+use serde_json::json;
 
 #[tokio::test]
 async fn the_first_lists_come_once_and_complete() {
     for streaming in [true, false] {
-        let rig = Rig::start(server().await, streaming).await;
+        let rig = Rig::start(server().await, streaming);
         rig.until("the start", |rig| rig.status.borrow().started).await;
         rig.until_equal().await;
         rig.until("endpoints", |rig| rig.endpoints("s1") == 2).await;
@@ -151,7 +40,7 @@ async fn the_first_lists_come_once_and_complete() {
 
 #[tokio::test]
 async fn changes_follow_and_exclusions_delete() {
-    let rig = Rig::start(server().await, true).await;
+    let rig = Rig::start(server().await, true);
     rig.until("the start", |rig| rig.status.borrow().started).await;
     rig.server.apply(slice("s1", &["10.61.0.1"]));
     rig.until("one endpoint less", |rig| rig.endpoints("s1") == 1).await;
@@ -174,7 +63,7 @@ async fn changes_follow_and_exclusions_delete() {
 async fn a_server_without_streaming_lists_is_asked_for_pages() {
     let server = server().await;
     server.fail(Fault::NoStreamingLists);
-    let rig = Rig::start(server, true).await;
+    let rig = Rig::start(server, true);
     rig.until_equal().await;
     assert_eq!(rig.server.count("list", "services"), 4);
 }
@@ -186,12 +75,13 @@ async fn after_every_bad_day_the_store_equals_the_server() {
     let faults = [
         (refuse("watch", 500, None), TroubleKind::Server),
         (refuse("watch", 429, None), TroubleKind::Throttled),
+        (refuse("watch", 429, Some(1)), TroubleKind::Throttled),
         (refuse("watch", 401, None), TroubleKind::Unauthorized),
         (refuse("watch", 403, None), TroubleKind::Forbidden),
         (Fault::Broken(60), TroubleKind::Unreachable),
     ];
     for (fault, kind) in faults {
-        let rig = Rig::start(server().await, true).await;
+        let rig = Rig::start(server().await, true);
         rig.until("the start", |rig| rig.status.borrow().started).await;
         rig.server.fail(fault.clone());
         rig.server.cut();
@@ -216,7 +106,7 @@ async fn after_every_bad_day_the_store_equals_the_server() {
 
 #[tokio::test]
 async fn a_watch_that_falls_silent_is_opened_again() {
-    let rig = Rig::start(server().await, true).await;
+    let rig = Rig::start(server().await, true);
     rig.until("the start", |rig| rig.status.borrow().started).await;
     rig.server.apply(service("s1", "10.96.1.1"));
     rig.until_equal().await;
@@ -236,11 +126,13 @@ async fn a_watch_that_falls_silent_is_opened_again() {
 
 #[tokio::test]
 async fn lists_survive_bad_days_too() {
-    let faults = [Fault::ExpiredPages, Fault::Broken(200), Fault::Truncated(200)];
+    let code = |code| Fault::Refuse { verb: "list", resource: "services", code, retry_after: None };
+    let faults =
+        [Fault::ExpiredPages, Fault::Broken(200), Fault::Truncated(200), code(429), code(503)];
     for fault in faults {
         let server = server().await;
         server.fail(fault.clone());
-        let rig = Rig::start(server, false).await;
+        let rig = Rig::start(server, false);
         rig.until("a failure", |rig| rig.status.borrow().of(Kind::Services).counts.failures > 0)
             .await;
         if fault != Fault::ExpiredPages {
@@ -253,7 +145,7 @@ async fn lists_survive_bad_days_too() {
 
 #[tokio::test]
 async fn an_expired_version_costs_one_list() {
-    let rig = Rig::start(server().await, true).await;
+    let rig = Rig::start(server().await, true);
     rig.until("the start", |rig| rig.status.borrow().started).await;
     rig.server.apply(service("s11", "10.96.0.11"));
     rig.server.delete("services", "shop/s5");
@@ -270,7 +162,7 @@ async fn a_garbage_object_costs_only_itself() {
     let mut garbage = service("s4", "10.96.0.4");
     garbage["spec"]["ports"] = json!("none");
     server.apply(garbage.clone());
-    let rig = Rig::start(server, true).await;
+    let rig = Rig::start(server, true);
     rig.until_equal().await;
     let problems = rig.status.borrow().of(Kind::Services).problems.clone();
     assert!(
@@ -290,7 +182,7 @@ async fn without_service_cidrs_the_node_is_programmed_all_the_same() {
         let resource = "servicecidrs";
         server.fail(Fault::Refuse { verb, resource, code: 403, retry_after: None });
     }
-    let rig = Rig::start(server, true).await;
+    let rig = Rig::start(server, true);
     rig.until_equal().await;
     let status = rig.status.borrow().clone();
     let (_, standing) = status.troubles().next().unwrap();
@@ -312,4 +204,69 @@ async fn equal_notices_are_one_event() {
     assert_eq!(events.len(), 1);
     assert_eq!(events[0]["reason"], "Refused");
     assert_eq!(events[0]["regarding"]["name"], "s1");
+}
+
+#[tokio::test]
+async fn slow_lists_are_waited_for_within_bounds() {
+    for (bytes, is_in_time) in [(500, true), (40, false)] {
+        let server = server().await;
+        server.fail(Fault::Slow(bytes));
+        let mut options = options(false);
+        if !is_in_time {
+            options.request_timeout = Duration::from_millis(60);
+        }
+        let rig = Rig::start_with(server, "node-a", options);
+        if !is_in_time {
+            rig.until("a time-out", |rig| {
+                let status = rig.status.borrow();
+                status.troubles().any(|(_, it)| it.trouble.kind == TroubleKind::TimedOut)
+            })
+            .await;
+            rig.server.heal();
+        }
+        rig.until_equal().await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_missing_is_said_in_words_that_help() {
+    let cases = [
+        (403, "cannot watch services: forbidden: grant verb \"watch\" on resource \"services\""),
+        (401, "cannot watch services: the server does not accept the credentials (expired token?)"),
+    ];
+    for (code, words) in cases {
+        let rig = Rig::start(server().await, true);
+        rig.until_equal().await;
+        let resource = "services";
+        rig.server.fail(Fault::Refuse { verb: "watch", resource, code, retry_after: None });
+        rig.server.cut();
+        rig.until(words, |rig| {
+            let status = rig.status.borrow();
+            status.troubles().any(|(_, it)| it.trouble.to_string().starts_with(words))
+        })
+        .await;
+        assert!(!rig.services().is_empty(), "what was known stays");
+    }
+}
+
+#[tokio::test]
+async fn clocks_that_differ_do_no_harm() {
+    let server = server().await;
+    for (index, time) in
+        ["1970-01-01T00:00:00Z", "9999-12-31T23:59:59Z", "yesterday"].iter().enumerate()
+    {
+        let mut object = service(&format!("t{index}"), &format!("10.96.2.{index}"));
+        object["metadata"]["creationTimestamp"] = json!(time);
+        server.apply(object);
+        let mut object = slice(&format!("t{index}"), &["10.61.2.1"]);
+        object["metadata"]["creationTimestamp"] = json!(time);
+        object["metadata"]["annotations"] =
+            json!({"endpoints.kubernetes.io/last-change-trigger-time": time});
+        server.apply(object);
+    }
+    let rig = Rig::start(server, true);
+    rig.until_equal().await;
+    for index in 0..3 {
+        rig.until("endpoints", |rig| rig.endpoints(&format!("t{index}")) == 1).await;
+    }
 }
