@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use ipnet::IpNet;
 use proxier_core::{
-    ByFamily, Capabilities, Family, Mode, Protocol, Spreading,
+    ByFamily, Capabilities, Count, Counter, Family, Mode, Protocol, Spreading,
     ir::{Balance, Fragment, Frontend, NodeView, Origin, Verdict},
     spi::{Backend, Objects, PlanError, Stage},
 };
@@ -89,7 +89,7 @@ impl Userspace {
             spreading: Spreading {
                 balance: &[Balance::RoundRobin],
                 weights: false,
-                counters: false,
+                counters: true,
             },
             limits,
         };
@@ -153,13 +153,29 @@ impl Backend for Userspace {
 
     fn recall(&self, _: &Fragment, _: &BTreeMap<Key, Value>) {}
 
+    fn counters(
+        &self,
+        _: &NodeView,
+        fragment: &Fragment,
+        (): &(),
+        read: &BTreeMap<Key, Count>,
+    ) -> Vec<Counter> {
+        let id = &fragment.id;
+        let counter = |key, endpoint| {
+            read.get(&key).map(|count| Counter { id: id.clone(), endpoint, count: *count })
+        };
+        let of_endpoint = |addr| counter(Key::Endpoint(id.clone(), addr), Some(addr));
+        let endpoints = fragment.reachable().into_iter().filter_map(|it| of_endpoint(it.addr));
+        counter(Key::Service(id.clone()), None).into_iter().chain(endpoints).collect()
+    }
+
     fn stage(&self, key: &Key) -> Stage {
         match key {
             Key::Table(_) | Key::Set(..) | Key::Chain(..) | Key::Routing(_) => Stage::Base,
             Key::Origins(_) => Stage::Base,
             Key::Element(SetName::NodeAddresses, _) => Stage::Base,
             Key::Element(SetName::Frontends(_), _) => Stage::Entry,
-            Key::Element(..) | Key::Route(_) | Key::Service(_) => Stage::Body,
+            Key::Element(..) | Key::Endpoint(..) | Key::Route(_) | Key::Service(_) => Stage::Body,
         }
     }
 }

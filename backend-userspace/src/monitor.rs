@@ -79,6 +79,17 @@ pub struct Count {
     pub bytes_to_client: u64,
 }
 
+impl Count {
+    /// As every mode counts.
+    pub(crate) const fn in_short(&self) -> proxier_core::Count {
+        proxier_core::Count {
+            connections: Some(self.opened),
+            packets: None,
+            bytes: Some(self.bytes_to_endpoint.saturating_add(self.bytes_to_client)),
+        }
+    }
+}
+
 impl Monitor {
     /// What has been counted so far. O(Service ports and endpoints).
     #[must_use]

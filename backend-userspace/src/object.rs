@@ -1,6 +1,10 @@
 //! Keys and values: what the mode consists of, in the kernel and in the process.
 
-use std::{net::IpAddr, num::NonZeroU32, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    num::NonZeroU32,
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 use proxier_core::{
@@ -28,6 +32,9 @@ pub enum Key {
     Route(FrontendKey),
     /// An element of a set.
     Element(SetName, Item),
+    /// In the process: an endpoint of a Service port, which is counted. Part of no plan: a change of
+    /// endpoints is one of [`Service`](Self::Service).
+    Endpoint(FragmentId, SocketAddr),
 }
 
 /// The two forms of frontends, which have sets of their own.

@@ -92,6 +92,7 @@ impl Display for Key {
             Self::Origins(family) => write!(f, "origins {family}"),
             Self::Route(key) => write!(f, "route {key}"),
             Self::Routing(family) => write!(f, "routing {family}"),
+            Self::Endpoint(id, addr) => write!(f, "endpoint {addr} of {id}"),
             Self::Service(id) => write!(f, "service {id}"),
             Self::Set(family, name) => write!(f, "set {} {name}", nft(*family)),
             Self::Table(family) => write!(f, "table {}", nft(*family)),

@@ -13,7 +13,7 @@ mod common;
 use std::{collections::BTreeSet, io, net::SocketAddr, num::NonZeroU32, time::Duration};
 
 use common::*;
-use proxier_core::{Protocol, Proxier, ir::SourceFilter};
+use proxier_core::{Count, Counter, Protocol, Proxier, ir::SourceFilter};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, UdpSocket},
@@ -37,6 +37,30 @@ async fn a_connection_tries_other_endpoints_and_whoever_keeps_refusing_is_skippe
     }
     assert_eq!(service.total.bytes_to_endpoint, 20 * 5);
     assert_eq!(service.total.bytes_to_client, 20 * 5);
+}
+
+#[tokio::test]
+async fn whoever_holds_any_proxier_can_ask_what_was_counted() {
+    let servers = [Server::echo().await, Server::echo().await];
+    let mut addrs = servers.each_ref().map(|it| it.addr);
+    addrs.sort_unstable();
+    let mut proxy = Proxy::new(|_| {});
+    let mut wanted = fragment(Protocol::Tcp, &addrs);
+    let id = wanted.id.clone();
+    proxy.set(wanted.clone()).await;
+    for _ in 0..6 {
+        assert!(ask(proxy.at(Protocol::Tcp)).await);
+    }
+    assert_eq!(proxy.engine.counters().await.unwrap(), []);
+    wanted.counters = true;
+    proxy.set(wanted).await;
+    until("the connections end", || proxy.active() == 0).await;
+    let counter = |endpoint, connections| {
+        let (connections, bytes) = (Some(connections), Some(connections * 10));
+        Counter { id: id.clone(), endpoint, count: Count { connections, packets: None, bytes } }
+    };
+    let expected = [counter(None, 6), counter(Some(addrs[0]), 3), counter(Some(addrs[1]), 3)];
+    assert_eq!(proxy.engine.counters().await.unwrap(), expected);
 }
 
 #[tokio::test]

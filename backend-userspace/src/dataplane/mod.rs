@@ -17,7 +17,7 @@ use std::{
 
 use async_trait::async_trait;
 use proxier_core::{
-    ByFamily, Family, FragmentId,
+    ByFamily, Count, Family, FragmentId,
     conntrack::FlowFilter,
     ir::{FrontendKey, Verdict},
     spi::{CommitError, Dataplane, ErrorKind},
@@ -397,6 +397,19 @@ impl Dataplane<Userspace> for UserspaceDataplane {
         let to_frontends: Vec<_> = filters.iter().map(anywhere).collect();
         let conntrack = &mut kernel.conntrack;
         Ok(ended + spi::forget_flows(conntrack, family, &to_frontends, translated).await?)
+    }
+
+    async fn read_counters(&mut self, family: Family) -> Result<BTreeMap<Key, Count>, CommitError> {
+        let mut found = BTreeMap::new();
+        let services = self.monitor().snapshot().services.into_iter();
+        for service in services.filter(|it| it.id.family == family) {
+            for endpoint in &service.endpoints {
+                let key = Key::Endpoint(service.id.clone(), endpoint.addr);
+                found.insert(key, endpoint.total.in_short());
+            }
+            found.insert(Key::Service(service.id), service.total.in_short());
+        }
+        Ok(found)
     }
 
     fn batch_limit(&self) -> usize {
