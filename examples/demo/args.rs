@@ -15,6 +15,8 @@ usage: demo [options]        (make demo ARGS=\"options\")
 
   --mode MODE|all     how to program the node: iptables (default), ipvs, nftables, userspace, or
                       every mode that works here, side by side
+  --library-only      the userspace mode at ports of the loopback addresses: no namespaces, no kernel
+                      rules, no privileges; what --mode userspace does where there are no namespaces
   --manifests PATH    file or directory with Services, EndpointSlices and Nodes, as
                       `kubectl get service,endpointslice,node -A -o yaml` prints them; `-` is
                       standard input; may be given several times (default: examples/manifests)
@@ -43,6 +45,8 @@ pub(crate) struct Options {
     pub(crate) modes: Vec<Mode>,
     /// Every mode was asked for: one that is not available is no failure then.
     pub(crate) all: bool,
+    /// No namespaces, no kernel rules.
+    pub(crate) library_only: bool,
     pub(crate) manifests: Vec<PathBuf>,
     /// Empty: choose one.
     pub(crate) node: String,
@@ -59,6 +63,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command,
     let mut options = Options {
         modes: vec![Mode::Iptables],
         all: false,
+        library_only: false,
         manifests: Vec::new(),
         node: String::new(),
         connections: 20,
@@ -87,6 +92,7 @@ fn read(options: &mut Options, mut parser: Parser) -> Result<bool, lexopt::Error
             Arg::Long("help") | Arg::Short('h') => return Ok(true),
             Arg::Long("json") => options.json = true,
             Arg::Long("keep") => options.keep = true,
+            Arg::Long("library-only") => options.library_only = true,
             Arg::Long("manifests") => options.manifests.push(parser.value()?.into()),
             Arg::Long("mode") => {
                 let value = parser.value()?.string()?;

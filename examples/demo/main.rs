@@ -11,6 +11,8 @@ mod expect;
 mod keep;
 mod kernel;
 mod layout;
+#[cfg(feature = "userspace")]
+mod library;
 mod report;
 mod screen;
 mod show;
@@ -25,6 +27,7 @@ use std::{
 use args::{Command, Options};
 use cluster::{Cluster, in_full};
 use layout::Layout;
+use proxier::Mode;
 use proxier_testkit::lab::{self, LabError};
 use screen::Screen;
 use stage::Stage;
@@ -77,8 +80,18 @@ fn stopped(Stop(code, why): &Stop) -> ExitCode {
 
 /// Returns whether everything was as planned.
 fn run(options: &Options) -> Result<bool, Stop> {
+    if options.library_only {
+        return library_only(options);
+    }
     // Before any thread exists: a process with threads cannot enter a user namespace.
-    lab::enter().map_err(|why| Stop(IMPOSSIBLE, in_full(&why)))?;
+    if let Err(why) = lab::enter() {
+        let why = in_full(&why);
+        if *options.modes != [Mode::Userspace] {
+            return Err(Stop(IMPOSSIBLE, why));
+        }
+        drop(writeln!(io::stderr(), "demo: {why}; going on as with --library-only"));
+        return library_only(options);
+    }
     if let ([mode], false) = (&*options.modes, options.all)
         && !proxier::modes().any(|known| known == *mode)
     {
@@ -95,6 +108,23 @@ fn run(options: &Options) -> Result<bool, Stop> {
 
     let screen = Screen::new(options.json);
     runtime.block_on(show_all(options, &stage, &cluster, screen))
+}
+
+/// Shows the userspace mode without namespaces and kernel rules.
+#[cfg(feature = "userspace")]
+fn library_only(options: &Options) -> Result<bool, Stop> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Stop(DIFFERS, error.to_string()))?;
+    runtime.block_on(async {
+        let cluster = Cluster::read(options).map_err(|why| Stop(USAGE, why))?;
+        let mut screen = Screen::new(options.json);
+        Ok(library::show(options, &cluster, &mut screen).await?)
+    })
+}
+
+#[cfg(not(feature = "userspace"))]
+fn library_only(_: &Options) -> Result<bool, Stop> {
+    Err(Stop(USAGE, "userspace mode is not part of this build".to_owned()))
 }
 
 /// Shows every mode that was asked for. Returns whether everything was as planned.
