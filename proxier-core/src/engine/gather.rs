@@ -17,6 +17,9 @@ use crate::{
 
 pub(super) type Dump<B> = BTreeMap<<B as Backend>::Key, <B as Backend>::Value>;
 
+/// How much more the fragments to come may be expected to share than those that were compiled.
+const MOST_EXPECTED: usize = 7;
+
 /// Fragments that are compiled onto what the kernel holds, a batch at a time.
 pub(super) struct Gathering<'a, B: Backend> {
     /// What is still to be compiled.
@@ -37,6 +40,7 @@ impl<B: Backend> Gathering<'_, B> {
     /// The operations of the next batch; none at the end.
     pub(super) fn next(&mut self, backend: &B, lane: &mut Lane<B>) -> Vec<Tagged<B>> {
         let mut batch = std::mem::take(&mut self.carried);
+        self.reserve(lane);
         while let Some((fragment, memo)) = self.wanted.next() {
             let id = &fragment.id;
             let mut ops = if !self.given_up.contains(id) {
@@ -57,6 +61,17 @@ impl<B: Backend> Gathering<'_, B> {
             batch.append(&mut ops);
         }
         batch
+    }
+
+    /// Makes room for what fragments share, by what some of them did: a table that grows step by step
+    /// takes half as much again while it grows.
+    fn reserve(&self, lane: &mut Lane<B>) {
+        let left = self.wanted.len();
+        let done = lane.slots.len().saturating_sub(left);
+        // A few do not tell much of the others: one may have thousands of endpoints.
+        if left <= done.saturating_mul(MOST_EXPECTED) && done > 0 {
+            lane.shared.reserve(lane.shared.len().saturating_mul(left) / done);
+        }
     }
 
     /// What it takes for a fragment to be as wanted.

@@ -267,7 +267,8 @@ fn operations<B: Backend>(backend: &B, cells: Cells<B>) -> Vec<Tagged<B>> {
 
 /// What is created or changed first, by stage; then what goes, by reverse stage; equal ones by key.
 pub(super) fn sort<B: Backend>(backend: &B, ops: &mut [Tagged<B>]) {
-    ops.sort_by(|(_, a), (_, b)| {
+    // No two have the same key.
+    ops.sort_unstable_by(|(_, a), (_, b)| {
         let stages = backend.stage(a.key()).cmp(&backend.stage(b.key()));
         match (matches!(a, Op::Del(..)), matches!(b, Op::Del(..))) {
             (false, true) => Ordering::Less,
