@@ -1,5 +1,5 @@
 //! What Services add to a TCP connect: through the first, a random and the last of many, beside the
-//! way straight to an endpoint, in turns, in a network namespace of its own.
+//! way straight to an endpoint and a single `dnat` rule, in turns, in a network namespace of its own.
 //!
 //! `cargo run --release -p proxier-backend-nftables --example latency -- [SERVICES [ROUNDS]]`
 #![allow(
@@ -48,17 +48,25 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let fragments = (0..services).map(|index| fragment(index, ENDPOINTS, 0)).collect();
     proxier.sync(Update::Reset { revision: Revision(1), node: node(), fragments }).await?;
 
+    // What it takes to translate at all: one rule of another table, in front of ours.
+    let floor = "add table ip floor; \
+                 add chain ip floor out { type nat hook output priority -101; }; \
+                 add rule ip floor out ip daddr 10.95.0.1 tcp dport 80 dnat to 10.128.0.0:8080";
+    let status = ns.run(|| Command::new("nft").arg(floor).status())??;
+    assert!(status.success(), "nft {floor}");
+
     let listener = ns.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 8080)))??;
     thread::spawn(move || listener.incoming().for_each(drop));
     let direct: SocketAddr = (Ipv4Addr::from_bits(0x0a80_0000), 8080).into();
+    let one_rule: SocketAddr = ([10, 95, 0, 1], 80).into();
     let through = |index: u32| SocketAddr::from((vip(index), 80));
     let times = ns.run(|| {
-        let mut times: [Vec<Duration>; 5] = Default::default();
+        let mut times: [Vec<Duration>; 6] = Default::default();
         for round in 0..rounds {
             let random = through(round.wrapping_mul(2_654_435_761) % services);
             // The first of a round finds caches cold: it does not count.
             connect(direct).unwrap();
-            let targets = [direct, through(0), random, through(services - 1), direct];
+            let targets = [direct, through(0), random, through(services - 1), direct, one_rule];
             // Each in each place.
             for place in 0..targets.len() {
                 let which = (place + usize::try_from(round).unwrap()) % targets.len();
@@ -67,7 +75,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         }
         times
     })?;
-    let names = ["direct", "first", "random", "last", "direct again"];
+    let names = ["direct", "first", "random", "last", "direct again", "one dnat rule"];
     let median = |times: &[Duration]| {
         let mut sorted = times.to_vec();
         sorted.sort_unstable();

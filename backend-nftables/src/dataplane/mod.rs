@@ -42,8 +42,8 @@ const MAKER: &str = "made by proxier";
 /// The comment of our tables. One with another layout of sets and chains is made anew.
 const LAYOUT: &str = "made by proxier, layout 3";
 
-/// Operations sent at once where the socket takes large batches: some 20 ms of the kernel's time.
-const BATCH_OPS: usize = 16_384;
+/// Operations sent at once where the socket takes large batches: some 10 ms of the kernel's time.
+const BATCH_OPS: usize = 8192;
 /// Bytes of an operation, at most, as long as it is one on an element.
 const OP_BYTES: usize = 160;
 /// Of more operations than this the kernel need not notify us.
