@@ -80,7 +80,8 @@ fn added(
     let found = report.find(services, 3, mode).and_then(of);
     let found = found.map(|added| (format!("{added:.1} µs"), added <= most));
     let which = if mode == NFTABLES { "worst of first, random and last" } else { "last one" };
-    let what = format!("{mode}, added connect latency at {services} Services, {which}");
+    let what =
+        format!("{mode}, added connect latency at {},000 Services, {which}", services / 1000);
     aim(what, &format!("at most {most:.0} µs p50 over the direct path"), found)
 }
 

@@ -14,7 +14,7 @@ body{margin:0 auto;padding:1rem;max-width:72rem;font:16px/1.5 system-ui,sans-ser
 background:var(--paper)}
 h1{font-size:1.5rem;margin:.5rem 0}h2{font-size:1.2rem;margin:2rem 0 .5rem}
 h3{font-size:1rem;margin:1.2rem 0 .3rem}h3:empty{display:none}
-p,li,figcaption{color:var(--quiet);max-width:60ch}
+p,li,figcaption{color:var(--quiet);max-width:70ch}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:1.5rem}
 figure{margin:0}svg{width:100%;height:auto}figcaption{font-size:.85rem}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums}
@@ -31,6 +31,7 @@ pub(super) fn html(report: &Report) -> String {
         })
         .collect();
     let tables: String = table::all(report).iter().map(super::grid::Grid::html).collect();
+    let aims = table::aims(report).html();
     let notes: String =
         notes(report).iter().map(|note| format!("<li>{}</li>\n", escaped(note))).collect();
     format!(
@@ -40,7 +41,8 @@ pub(super) fn html(report: &Report) -> String {
          <h1>proxier {version}: benchmarks</h1>\n\
          <p>{date} · {cpu}, {cores} cores, {memory} MiB · Linux {kernel} · {build} build · \
          {took:.0} s<br><code>bench {command}</code></p>\n\
-         <div class=\"plots\">\n{figures}</div>\n<h2>Figures</h2>\n{tables}\
+         <div class=\"plots\">\n{figures}</div>\n<h2>What was aimed at</h2>\n{aims}\
+         <h2>Figures</h2>\n{tables}\
          <h2>Notes</h2>\n<ul>\n{notes}</ul>\n</body></html>\n",
         version = escaped(&report.version),
         date = escaped(&report.date),

@@ -33,7 +33,9 @@ const COLOURS: [(&str, [&str; 2]); 7] = [
 
 /// Small enough to be read on a phone.
 const WIDTH: f64 = 480.0;
-const HEIGHT: f64 = 380.0;
+const HEIGHT: f64 = 400.0;
+/// Of the legend.
+const ROW: f64 = 20.0;
 
 /// A plot in a file.
 pub(super) struct Picture {
@@ -139,6 +141,7 @@ impl Curves {
             .with_tick_size(13)
             .with_body_size(13)
             .with_legend_position(LegendPosition::OutsideBottomColumns)
+            .with_legend_col_limit(2)
             .with_legend_box(false)
             .with_font_family("system-ui, sans-serif")
             .with_tick_format(TickFormat::Custom(Arc::new(plain)))
@@ -146,8 +149,11 @@ impl Curves {
         if self.log {
             layout = layout.with_log_y();
         }
+        // The legend has two columns, and the library keeps room for two rows of them.
+        let rows = (lines.len() / 2).div_ceil(2);
+        let below = f64::from(u32::try_from(rows.saturating_sub(2)).unwrap_or_default()) * ROW;
         let svg = SvgBackend::new().render_scene(&render_multiple(lines, layout));
-        Some(Picture { name: self.name, caption: self.caption, svg: dressed(&svg) })
+        Some(Picture { name: self.name, caption: self.caption, svg: dressed(&svg, below) })
     }
 
     /// Where the axis ends: a little beyond the biggest world.
@@ -173,7 +179,7 @@ impl Curves {
             .with_data(line())
             .with_color(colour)
             .with_stroke_width(2.0)
-            .with_legend(name)
+            .with_legend(name.trim_end_matches("-restore"))
             .with_band(
                 points.iter().map(|(_, _, [low, _])| *low),
                 points.iter().map(|(_, _, [_, high])| *high),
@@ -217,14 +223,17 @@ fn plain(value: f64) -> String {
     }
 }
 
-/// Makes the picture fit its page: it scales, and dark pages get other colours.
-fn dressed(svg: &str) -> String {
+/// Makes the picture fit its page: it scales, dark pages get other colours, and nothing is cut off
+/// below.
+fn dressed(svg: &str, below: f64) -> String {
     let Some((tag, rest)) = svg.split_once('>') else { return svg.to_owned() };
     let attribute = |name: &str| {
         let from = tag.split_once(&format!(" {name}=\"")).map_or("", |(_, rest)| rest);
         from.split('"').next().unwrap_or_default()
     };
     let (width, height) = (attribute("width"), attribute("height"));
+    let taller = height.parse().map_or(HEIGHT, |height: f64| height + below);
+    let tag = tag.replace(&format!(" height=\"{height}\""), &format!(" height=\"{taller}\""));
     let colours = COLOURS.iter().map(|(_, colour)| colour).chain([&TEXT, &AXIS, &GRID, &OTHER]);
     let rules: String = colours
         .map(|[light, dark]| {
@@ -232,7 +241,7 @@ fn dressed(svg: &str) -> String {
         })
         .collect();
     format!(
-        "{tag} viewBox=\"0 0 {width} {height}\" role=\"img\"><style>@media (prefers-color-scheme: \
+        "{tag} viewBox=\"0 0 {width} {taller}\" role=\"img\"><style>@media (prefers-color-scheme: \
          dark){{{rules}}}</style>{rest}\n"
     )
 }

@@ -8,7 +8,7 @@ use crate::schema::{Contender, Report, Spread, WorldReport};
 /// For the terminal.
 pub(crate) fn terminal(report: &Report) -> String {
     let mut text = String::new();
-    for grid in all(report) {
+    for grid in all(report).iter().chain([&aims(report)]) {
         writeln!(text, "{}", grid.text()).unwrap_or_default();
     }
     for note in notes(report) {
@@ -27,7 +27,7 @@ pub(crate) fn markdown(report: &Report) -> String {
     grids.map(|grid| grid.markdown()).collect::<Vec<_>>().join("\n")
 }
 
-/// Everything, small worlds first.
+/// All figures, small worlds first.
 pub(super) fn all(report: &Report) -> Vec<Grid> {
     let mut grids = Vec::new();
     for world in &report.worlds {
@@ -35,7 +35,7 @@ pub(super) fn all(report: &Report) -> Vec<Grid> {
         grids.push(changes(world).compact());
         grids.push(packets(world).compact());
     }
-    grids.extend([pools(report), soaks(report), aims(report)]);
+    grids.extend([pools(report), soaks(report)]);
     grids.retain(|grid| !grid.rows.is_empty());
     grids
 }
@@ -211,7 +211,7 @@ fn soaks(report: &Report) -> Grid {
     grid
 }
 
-fn aims(report: &Report) -> Grid {
+pub(super) fn aims(report: &Report) -> Grid {
     let mut grid = Grid::new("", &["aim", "wanted", "measured", ""]);
     for it in &report.aims {
         let met = match it.met {
