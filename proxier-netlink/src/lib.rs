@@ -51,7 +51,9 @@
 //!
 //! # Features
 //!
-//! None.
+//! | Feature | Adds |
+//! |---|---|
+//! | `links` | `dummy`: a dummy link and its addresses, through the crate `rtnetlink` |
 
 #![deny(unsafe_op_in_unsafe_fn)]
 
@@ -60,6 +62,8 @@ mod addresses;
 mod batch;
 pub mod ct;
 mod dec;
+#[cfg(feature = "links")]
+pub mod dummy;
 mod enc;
 mod foreign;
 pub mod ipvs;
