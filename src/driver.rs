@@ -81,6 +81,8 @@ pub struct Driver {
     quiet_until: Duration,
     /// The old mode, while it lingers.
     retired: Option<Retired>,
+    /// When the proxier wants to be told the time.
+    tick_at: Option<Duration>,
 }
 
 /// Feeds a [`Driver`] and watches it. Cheap to clone; the driver stops when the last one is gone.
@@ -181,6 +183,7 @@ enum Wake {
     Retire,
     Retry,
     Stop,
+    Tick,
 }
 
 impl Driver {
@@ -202,6 +205,7 @@ impl Driver {
             retry_after: FIRST_RETRY,
             quiet_until: Duration::ZERO,
             retired: None,
+            tick_at: None,
         };
         (driver, Handle { commands: sender, standing: watcher })
     }
@@ -249,6 +253,7 @@ impl Driver {
                 Wake::Retry => {
                     self.sync(Work::Retry).await;
                 }
+                Wake::Tick => self.tick().await,
             }
             if !pending {
                 self.answer();
@@ -267,7 +272,8 @@ impl Driver {
     ) -> Wake {
         let retry = self.retry_at.map(|at| (at, Wake::Retry));
         let retire = self.retired.as_ref().map(|it| (it.at, Wake::Retire));
-        let earlier = retry.into_iter().chain(retire).filter(|(at, _)| *at < due);
+        let tick = self.tick_at.map(|at| (at, Wake::Tick));
+        let earlier = retry.into_iter().chain(retire).chain(tick).filter(|(at, _)| *at < due);
         let (at, wake) = earlier.min_by_key(|(at, _)| *at).unwrap_or((due, Wake::Due));
         let at = tokio::time::Instant::from_std(self.started + at);
         let quiet = tokio::time::Instant::from_std(self.started + self.quiet_until);
@@ -334,6 +340,7 @@ impl Driver {
         if let Some(report) = &report {
             self.note(Work::Events, Ok(report.clone()), took);
         }
+        self.tick().await;
         Ok(Swapped { from, to: to_mode, report, took })
     }
 
@@ -356,7 +363,17 @@ impl Driver {
         };
         let took = began.elapsed();
         self.note(work, outcome, took);
+        self.tick().await;
         took
+    }
+
+    /// Lets the proxier do what time asks for.
+    async fn tick(&mut self) {
+        let next = self.proxier.tick(Instant::now()).await.unwrap_or_else(|error| {
+            warn!(failure = %in_full(&error), "cannot follow up on what was programmed");
+            Some(FIRST_RETRY)
+        });
+        self.tick_at = next.map(|next| self.now() + next);
     }
 
     fn note(&mut self, work: Work, outcome: Result<SyncReport, SyncError>, took: Duration) {

@@ -33,6 +33,7 @@
 //! |---|---|---|
 //! | `addresses` | yes | `follow_addresses`: node ports follow the addresses of the node |
 //! | `iptables` | yes | [`Mode::Iptables`] |
+//! | `ipvs` | yes | [`Mode::Ipvs`], and `ipvs` for its own settings and sysctls |
 //! | `manifests` | yes | `Manifests`: Services from YAML and JSON files |
 //! | `userspace` | yes | [`Mode::Userspace`] |
 
@@ -50,5 +51,7 @@ pub use driver::{Driver, Handle, Pacing, Standing, Stopped};
 #[cfg(feature = "manifests")]
 pub use manifests::{ManifestError, Manifests, Snapshot};
 pub use open::{factory, modes, open, probe};
+#[cfg(feature = "ipvs")]
+pub use proxier_backend_ipvs as ipvs;
 pub use proxier_core::*;
 pub use swap::{Swap, SwapError, Swapped};

@@ -10,6 +10,10 @@ pub fn factory(mode: Mode) -> Option<Box<dyn BackendFactory>> {
         Mode::Iptables => Some(Box::new(proxier_backend_iptables::Factory)),
         #[cfg(not(feature = "iptables"))]
         Mode::Iptables => None,
+        #[cfg(feature = "ipvs")]
+        Mode::Ipvs => Some(Box::new(proxier_backend_ipvs::Factory)),
+        #[cfg(not(feature = "ipvs"))]
+        Mode::Ipvs => None,
         #[cfg(feature = "nftables")]
         Mode::Nftables => Some(Box::new(proxier_backend_nftables::Factory)),
         #[cfg(not(feature = "nftables"))]
@@ -18,7 +22,6 @@ pub fn factory(mode: Mode) -> Option<Box<dyn BackendFactory>> {
         Mode::Userspace => Some(Box::new(proxier_backend_userspace::Factory)),
         #[cfg(not(feature = "userspace"))]
         Mode::Userspace => None,
-        Mode::Ipvs => None,
     }
 }
 

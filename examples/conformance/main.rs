@@ -8,6 +8,8 @@
 //! or unprivileged user namespaces, and no network but its own.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program talks to a human")]
 
+#[path = "../guest/mod.rs"]
+mod guest;
 mod subjects;
 
 use std::{fs, path::PathBuf, process::ExitCode};
@@ -114,6 +116,12 @@ fn conformance(args: &Args) -> Result<Summary, String> {
     let chosen = |id: u64| args.ids.is_empty() || args.ids.contains(&id);
     if let Some(id) = args.ids.iter().find(|id| file.cases().iter().all(|case| case.id != **id)) {
         return Err(format!("{path}: no case {id}"));
+    }
+    if args.kernel == Which::Real && args.modes.contains(&Mode::Ipvs) {
+        let stays = guest::enter().map_err(|error| format!("no guest: {error}"))?;
+        if stays == guest::Stays::Nowhere {
+            return Err(guest::ADVICE.to_owned());
+        }
     }
     if args.kernel == Which::Real {
         // Before any thread exists.

@@ -13,6 +13,8 @@ pub(crate) fn all() -> Vec<Box<dyn Subject>> {
     vec![
         #[cfg(feature = "iptables")]
         Box::new(iptables::Iptables),
+        #[cfg(feature = "ipvs")]
+        Box::new(ipvs::Ipvs),
         #[cfg(feature = "nftables")]
         Box::new(nftables::Nftables),
         #[cfg(feature = "userspace")]
@@ -46,7 +48,7 @@ fn count(
 }
 
 #[cfg_attr(
-    not(any(feature = "iptables", feature = "nftables", feature = "userspace")),
+    not(any(feature = "iptables", feature = "ipvs", feature = "nftables", feature = "userspace")),
     expect(dead_code, reason = "no backend asks for it")
 )]
 /// Programs a fake kernel, which never waits and must not be asked for nonsense.
@@ -192,6 +194,104 @@ mod iptables {
         match (to.is_empty(), others.as_slice()) {
             (false, []) => FlowVerdict::Dnat(to),
             (true, [Fate::Accepted]) => FlowVerdict::Accept,
+            (true, [Fate::Dropped]) => FlowVerdict::Drop,
+            (true, [Fate::Rejected]) => FlowVerdict::Reject,
+            (true, [Fate::Untouched]) => FlowVerdict::Untouched,
+            _ => FlowVerdict::Other(format!("{fates:?}")),
+        }
+    }
+}
+
+#[cfg(feature = "ipvs")]
+mod ipvs {
+    use std::collections::BTreeSet;
+
+    use proxier::{
+        Mode,
+        ir::NodeView,
+        sim::{Packet, Remembered},
+    };
+    use proxier_backend_ipvs::{
+        Config, Ipvs as Backend,
+        view::{Fate, Packet as ViewPacket, View},
+    };
+    use proxier_testkit::cases::{FakeNode, FlowVerdict, NameInput};
+
+    use super::{BTreeMap, Engine, FakeKernel, Family, ObjectName, Subject, Update, program};
+
+    pub(super) struct Ipvs;
+
+    impl Subject for Ipvs {
+        fn mode(&self) -> Mode {
+            Mode::Ipvs
+        }
+
+        fn name(&self, _: &NameInput) -> Option<String> {
+            None
+        }
+
+        fn objects(
+            &self,
+            _: Update,
+            _: &ObjectName,
+            _: Family,
+        ) -> Result<Option<BTreeMap<String, usize>>, String> {
+            Ok(None)
+        }
+
+        fn fake(&self) -> Option<Box<dyn FakeNode>> {
+            let backend = Backend::new(Config::default()).ok()?;
+            let kernel = FakeKernel::new(&backend, usize::MAX);
+            Some(Box::new(Fake { engine: Engine::new(backend, kernel, &Family::ALL) }))
+        }
+    }
+
+    /// The backend's objects on a fake kernel.
+    struct Fake {
+        engine: Engine<Backend, FakeKernel<Backend>>,
+    }
+
+    impl FakeNode for Fake {
+        fn program(&mut self, update: Update) -> Result<(), String> {
+            program(&mut self.engine, update)
+        }
+
+        fn judge(&self, node: &NodeView, packet: &Packet, memory: &[Remembered]) -> FlowVerdict {
+            let family = Family::of(packet.destination.ip());
+            let own = memory.iter().filter(|it| it.client == packet.source);
+            let memory: Vec<_> = own.map(|it| (it.key, it.member, it.age)).collect();
+            let packet = ViewPacket {
+                source: packet.source,
+                input: packet.input.as_deref(),
+                destination: packet.destination,
+                protocol: packet.protocol,
+                local: &node.of(family).addresses,
+                memory: &memory,
+            };
+            verdict(&View::new(family, self.engine.dataplane().objects.of(family)).judge(&packet))
+        }
+
+        fn listing(&self) -> String {
+            let objects = &self.engine.dataplane().objects;
+            let all = Family::ALL.iter().flat_map(|family| objects.of(*family));
+            all.fold(String::new(), |text, (key, value)| format!("{text}{key}\n{value}\n"))
+        }
+    }
+
+    fn verdict(fates: &BTreeSet<Fate>) -> FlowVerdict {
+        let mut to = BTreeMap::new();
+        let mut others = Vec::new();
+        for fate in fates {
+            let Fate::Forwarded { to: addr, masqueraded } = fate else {
+                others.push(fate);
+                continue;
+            };
+            if to.insert(*addr, Some(*masqueraded)).is_some() {
+                return FlowVerdict::Other(format!("{addr} with and without masquerade"));
+            }
+        }
+        match (to.is_empty(), others.as_slice()) {
+            (false, []) => FlowVerdict::Dnat(to),
             (true, [Fate::Dropped]) => FlowVerdict::Drop,
             (true, [Fate::Rejected]) => FlowVerdict::Reject,
             (true, [Fate::Untouched]) => FlowVerdict::Untouched,

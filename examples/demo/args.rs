@@ -14,7 +14,8 @@ machine is touched; everything is gone at the end.
 usage: demo [options]        (make demo ARGS=\"options\")
 
   --mode MODE|all     how to program the node: iptables (default), ipvs, nftables, userspace, or
-                      every mode that works here, side by side
+                      every mode that works here, side by side; where the kernel has no IPVS,
+                      ipvs and all run in a guest that has, if scripts/uml/kernel built one
   --library-only      the userspace mode at ports of the loopback addresses: no namespaces, no kernel
                       rules, no privileges; what --mode userspace does where there are no namespaces
   --manifests PATH    file or directory with Services, EndpointSlices and Nodes, as

@@ -8,6 +8,8 @@ mod args;
 mod change;
 mod cluster;
 mod expect;
+#[path = "../guest/mod.rs"]
+mod guest;
 mod keep;
 mod kernel;
 mod layout;
@@ -26,6 +28,7 @@ use std::{
 
 use args::{Command, Options};
 use cluster::{Cluster, in_full};
+use guest::Stays;
 use layout::Layout;
 use proxier::Mode;
 use proxier_testkit::lab::{self, LabError};
@@ -65,7 +68,7 @@ fn main() -> ExitCode {
         }
         Err(wrong) => return stopped(&Stop(USAGE, wrong)),
     };
-    match run(&options) {
+    match enter(&options).and_then(|()| run(&options)) {
         Ok(true) => FINE.into(),
         Ok(false) => DIFFERS.into(),
         Err(stop) => stopped(&stop),
@@ -76,6 +79,20 @@ fn stopped(Stop(code, why): &Stop) -> ExitCode {
     // Without anybody to read it there is nothing to do about it.
     drop(writeln!(io::stderr(), "demo: {why}"));
     ExitCode::from(*code)
+}
+
+/// Goes where IPVS is, if that is wanted.
+fn enter(options: &Options) -> Result<(), Stop> {
+    // A guest has no terminal and no standard input.
+    let can_move = !options.keep && !options.manifests.iter().any(|it| it.as_os_str() == "-");
+    if !options.modes.contains(&Mode::Ipvs) || !can_move {
+        return Ok(());
+    }
+    match guest::enter() {
+        Ok(Stays::Nowhere) if !options.all => Err(Stop(IMPOSSIBLE, guest::ADVICE.to_owned())),
+        Ok(_) => Ok(()),
+        Err(error) => Err(Stop(IMPOSSIBLE, format!("the guest cannot be started: {error}"))),
+    }
 }
 
 /// Returns whether everything was as planned.

@@ -1,6 +1,12 @@
 //! The face of every backend: what embedders hold.
 
-use std::{fmt, net::SocketAddr, str::FromStr, sync::Arc};
+use std::{
+    fmt,
+    net::SocketAddr,
+    str::FromStr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use async_trait::async_trait;
 use serde::Serialize;
@@ -276,6 +282,19 @@ pub trait Proxier: Send {
     /// which they would be made; none when it is not programmed. O(objects of the fragment).
     fn objects(&self, id: &FragmentId) -> Vec<PlannedOp>;
 
+    /// Does what has to be done as time passes. Says how long it can wait until it is called again, or
+    /// `None` when there is nothing to wait for; a sync may change that, so call it after each.
+    ///
+    /// # Errors
+    /// Something could not be done; call it again later.
+    ///
+    /// # Cancel safety
+    /// Safe to drop and to call again.
+    async fn tick(&mut self, now: Instant) -> Result<Option<Duration>, SyncError> {
+        let _ = now;
+        Ok(None)
+    }
+
     /// What was counted of the fragments that ask for it ([`Fragment::counters`]): first for the
     /// Service port, then for each endpoint the mode counts by. O(what the mode counts).
     ///
@@ -516,6 +535,9 @@ pub enum SyncError {
         #[source]
         source: PlanError,
     },
+    /// What time asks for could not be done.
+    #[error("following up on what was programmed")]
+    Tick(#[source] CommitError),
 }
 
 impl SyncError {
@@ -523,9 +545,10 @@ impl SyncError {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Cleanup(source) | Self::Commit { source, .. } | Self::Dump { source, .. } => {
-                source.kind()
-            }
+            Self::Cleanup(source)
+            | Self::Tick(source)
+            | Self::Commit { source, .. }
+            | Self::Dump { source, .. } => source.kind(),
             Self::Plan { source, .. } => source.kind(),
         }
     }

@@ -5,6 +5,7 @@ use std::{
     fmt::{Debug, Display},
     hash::Hash,
     io,
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
@@ -219,6 +220,20 @@ pub trait Dataplane<B: Backend>: Send {
     ) -> Result<BTreeMap<B::Key, Count>, CommitError> {
         let _ = family;
         Ok(BTreeMap::new())
+    }
+
+    /// Does what has to be done as time passes, such as removing what was only kept until its last
+    /// connection ended. Says how long it can wait until it is called again; `None` when there is
+    /// nothing to wait for. Nothing, in modes that need no time.
+    ///
+    /// # Errors
+    /// What was to be done could not be done; it is tried again next time.
+    ///
+    /// # Cancel safety
+    /// Safe to drop and to call again.
+    async fn tick(&mut self, now: Instant) -> Result<Option<Duration>, CommitError> {
+        let _ = now;
+        Ok(None)
     }
 
     /// Resolves when somebody else changed objects of ours; never, where nobody tells. Changes made

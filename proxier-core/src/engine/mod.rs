@@ -9,7 +9,10 @@ mod lane;
 mod plan;
 mod program;
 
-use std::fmt;
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
 
 use async_trait::async_trait;
 
@@ -163,6 +166,10 @@ impl<B: Backend, D: Dataplane<B>> Proxier for Engine<B, D> {
             found.extend(lane.counters(backend, &read));
         }
         Ok(found)
+    }
+
+    async fn tick(&mut self, now: Instant) -> Result<Option<Duration>, SyncError> {
+        self.dataplane.tick(now).await.map_err(SyncError::Tick)
     }
 
     async fn foreign_change(&mut self) {

@@ -120,8 +120,8 @@ const NFTABLES: Traits = Traits {
     affinity_by_frontend: false,
 };
 
-/// kube-proxy's IPVS mode: all addresses are bound to a link of the node, and each has a virtual
-/// server with one set of destinations.
+/// Virtual servers with the verdict table in front of them; kube-proxy's IPVS mode has it not. All
+/// addresses of Services are bound to a link of the node, and are refused where nobody serves.
 const IPVS: Traits = Traits {
     unused_port: Stray::Reject,
     unused_external_port: Stray::Reject,
@@ -130,11 +130,11 @@ const IPVS: Traits = Traits {
     refuses_everywhere: false,
     filters_dead: true,
     localhost: false,
-    link_local: false,
-    lets_health_checks_in: true,
+    link_local: true,
+    lets_health_checks_in: false,
     guards_localhost: false,
-    hairpin: Hairpin::Local,
-    policy: Policy::PreferLocal,
+    hairpin: Hairpin::Any,
+    policy: Policy::ByOrigin,
     affinity_by_frontend: true,
 };
 

@@ -84,7 +84,8 @@ impl Refusal {
         matches!(self.op, OpKind::NewService | OpKind::SetService)
     }
 
-    fn why(&self) -> Option<String> {
+    /// The reason in words, where the errno alone does not tell.
+    pub fn why(&self) -> Option<String> {
         if let Some(scheduler) = self.unknown_scheduler() {
             return Some(format!(
                 "the kernel has no scheduler {scheduler:?}: module ip_vs_{scheduler} is missing"

@@ -51,10 +51,17 @@ pub(super) const LOCALHOST: Deviation = Deviation {
     kinds: &["flow"],
 };
 
+pub(super) const IPVS_VERDICTS: Deviation = Deviation {
+    id: "ipvs-verdicts",
+    title: "traffic policies mean the same in IPVS mode as in the others",
+    kinds: &["flow"],
+};
+
 /// All of them.
-pub const DEVIATIONS: [Deviation; 10] = [
+pub const DEVIATIONS: [Deviation; 11] = [
     HAIRPIN,
     LOCALHOST,
+    IPVS_VERDICTS,
     CONNTRACK_SERVICE,
     CONNTRACK_LAST,
     CONNTRACK_NODE,

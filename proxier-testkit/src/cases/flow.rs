@@ -17,7 +17,7 @@ use serde_json::Value;
 use super::{
     Case, CaseError, CaseFile, CaseWorld, Deviation, Kernel, Origin, Subject, Verdict,
     affinity::{History, remember},
-    deviations::{LOCALHOST, hairpin_deviation},
+    deviations::{IPVS_VERDICTS, LOCALHOST, hairpin_deviation},
     world::ip,
 };
 
@@ -149,7 +149,29 @@ pub(super) fn flow_of(file: &CaseFile, case: &Case, mode: Mode) -> Result<Applie
             flow.expected = better;
         }
     }
+    if mode == Mode::Ipvs && by.is_some() {
+        // Verdicts by origin, where kube-proxy has one set of destinations for all.
+        let nftables = case.get("by").get(Mode::Nftables.name());
+        let like = nftables.unwrap_or_else(|| case.get("expect"));
+        let better = expectation(like).map_err(|error| case.wrong("expect", error))?;
+        let differs = match (&flow.expected, &better) {
+            (FlowVerdict::Accept | FlowVerdict::Dnat(_), _)
+            | (FlowVerdict::Reject, FlowVerdict::Drop) => flow.expected != better,
+            _ => is_link_local(flow.packet.destination.ip()) && flow.expected != better,
+        };
+        if differs {
+            flow.deviation = Some(&IPVS_VERDICTS);
+            flow.expected = better;
+        }
+    }
     Ok(Applies::Yes(Box::new(flow)))
+}
+
+const fn is_link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    }
 }
 
 const fn is_localhost(ip: IpAddr) -> bool {

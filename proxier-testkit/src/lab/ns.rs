@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use super::{LabError, enter, link};
 
 /// Sysctls of every namespace. The optional ones are not per namespace in older kernels.
-const SYSCTLS: [(&str, &str, Need); 18] = [
+const SYSCTLS: [(&str, &str, Need); 21] = [
     ("net.ipv4.conf.all.rp_filter", "0", Need::Must),
     ("net.ipv4.conf.default.rp_filter", "0", Need::Must),
     ("net.ipv4.conf.all.send_redirects", "0", Need::Must),
@@ -42,6 +42,10 @@ const SYSCTLS: [(&str, &str, Need); 18] = [
     ("net.bridge.bridge-nf-call-iptables", "0", Need::IfThere),
     ("net.bridge.bridge-nf-call-ip6tables", "0", Need::IfThere),
     ("net.bridge.bridge-nf-call-arptables", "0", Need::IfThere),
+    // What whoever runs the IPVS mode sets.
+    ("net.ipv4.vs.conntrack", "1", Need::IfThere),
+    ("net.ipv4.vs.expire_nodest_conn", "1", Need::IfThere),
+    ("net.ipv4.vs.expire_quiescent_template", "1", Need::IfThere),
 ];
 
 #[derive(Clone, Copy, PartialEq)]

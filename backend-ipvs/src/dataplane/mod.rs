@@ -1,0 +1,405 @@
+//! The I/O half of the mode.
+
+mod batch;
+mod drain;
+mod read;
+mod servers;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt, io,
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use proxier_core::{
+    Count, Family,
+    conntrack::FlowFilter,
+    spi::{CommitError, Dataplane},
+};
+use proxier_netlink::{
+    NetNs,
+    ct::Conntrack,
+    dummy::{AddressRefusal, LinkError, Links},
+    ipvs::{Batch as IpvsBatch, Ipvs as IpvsSocket, Refusal, ServiceEntry, Stats},
+    nft::{NftError, NftSocket, Transaction},
+    spi::{combine, forget_flows, kind, read_error, refused},
+};
+use tracing::{debug, trace};
+
+pub(crate) use self::batch::{Batch, nft_family};
+use self::{
+    drain::Draining,
+    servers::{dest, failed, lost, server, server_id, service, virtual_server},
+};
+use crate::{
+    EngineError,
+    backend::{Ipvs, Op},
+    config::Config,
+    mark,
+    object::{Item, Key, ServerId, SetName, Value},
+};
+
+/// Operations sent at once where the socket takes large batches.
+const BATCH_OPS: usize = 4096;
+/// Bytes of an operation, about; for small sockets.
+const OP_BYTES: usize = 512;
+
+/// The I/O half of the IPVS mode.
+pub struct IpvsDataplane {
+    config: Config,
+    ipvs: IpvsSocket,
+    nft: NftSocket,
+    links: Links,
+    conntrack: Conntrack,
+    /// The addresses that other links have, as last read.
+    elsewhere: BTreeSet<IpAddr>,
+    draining: Draining,
+}
+
+impl IpvsDataplane {
+    /// Opens the sockets, in a network namespace. Changes nothing.
+    ///
+    /// # Errors
+    /// A setting is out of range, the namespace cannot be entered, the kernel has no IPVS, or a
+    /// privilege is missing.
+    ///
+    /// # Cancel safety
+    /// Safe to drop.
+    pub async fn open(config: &Config, netns: &NetNs) -> Result<Self, EngineError> {
+        config.validate()?;
+        Ok(Self {
+            config: config.clone(),
+            ipvs: IpvsSocket::open(netns).await?,
+            nft: NftSocket::open(netns)?,
+            links: Links::open(netns)?,
+            conntrack: Conntrack::open(netns)?,
+            elsewhere: BTreeSet::new(),
+            draining: Draining::default(),
+        })
+    }
+
+    /// Destinations that get no new connections and are kept for those they have.
+    pub fn draining(&self) -> impl Iterator<Item = (ServerId, SocketAddr)> {
+        self.draining.iter()
+    }
+
+    /// Makes and changes virtual servers and destinations.
+    fn serve(&self, ops: &[Op]) -> (IpvsBatch, Vec<(ServerId, SocketAddr)>) {
+        let mut batch = IpvsBatch::new();
+        let mut back = Vec::new();
+        for (index, op) in (0..).zip(ops) {
+            batch.op(index);
+            match op {
+                Op::Add(Key::Server(id), Value::Server(new)) => {
+                    batch.new_service(&service(*id, new));
+                }
+                Op::Set { key: Key::Server(id), new: Value::Server(new), .. } => {
+                    batch.set_service(&service(*id, new));
+                }
+                Op::Add(Key::Destination(id, to), Value::Weight(weight)) => {
+                    let (key, new) = (virtual_server(*id), dest(*to, *weight));
+                    if self.draining.has(*id, *to) {
+                        batch.set_dest(key, &new);
+                        back.push((*id, *to));
+                    } else {
+                        batch.new_dest(key, &new);
+                    }
+                }
+                Op::Set { key: Key::Destination(id, to), new: Value::Weight(weight), .. } => {
+                    batch.set_dest(virtual_server(*id), &dest(*to, *weight));
+                }
+                Op::Add(..) | Op::Set { .. } | Op::Del(..) => {}
+            }
+        }
+        (batch, back)
+    }
+
+    /// Removes virtual servers and destinations; these only once nobody is connected to them.
+    fn dismiss(&mut self, ops: &[Op]) -> (IpvsBatch, BTreeMap<ServerId, Vec<SocketAddr>>) {
+        let mut batch = IpvsBatch::new();
+        let mut going: BTreeMap<ServerId, Vec<SocketAddr>> = BTreeMap::new();
+        let mut gone = BTreeSet::new();
+        for (index, op) in (0..).zip(ops) {
+            match op {
+                Op::Del(Key::Server(id), _) => {
+                    batch.op(index);
+                    batch.del_service(virtual_server(*id));
+                    gone.insert(*id);
+                }
+                Op::Del(Key::Destination(id, to), _) => going.entry(*id).or_default().push(*to),
+                Op::Del(..) | Op::Add(..) | Op::Set { .. } => {}
+            }
+        }
+        going.retain(|id, _| !gone.contains(id));
+        for id in gone {
+            self.draining.forget_server(id);
+        }
+        (batch, going)
+    }
+
+    /// Returns the first refusal that matters.
+    async fn execute(&mut self, batch: &IpvsBatch) -> Result<Option<Refusal>, CommitError> {
+        if batch.is_empty() {
+            return Ok(None);
+        }
+        let refusals = self.ipvs.commit(batch).await.map_err(lost)?;
+        Ok(refusals.into_iter().find(|refusal| !refusal.is_already_gone()))
+    }
+
+    /// Carries out what concerns nf_tables: all of it or nothing.
+    async fn filter(&mut self, family: Family, ops: &[Op]) -> Result<(), CommitError> {
+        if !ops.iter().any(is_nft) {
+            return Ok(());
+        }
+        let Ok(tx) = Batch::encode(family, &self.config.table, ops) else {
+            let mut tx = Transaction::new();
+            tx.destroy_table(nft_family(family), &self.config.table);
+            self.nft.commit(&tx).await.map_err(read_error)?;
+            return Err(CommitError::Unknown {
+                doing: "making a table of another version anew",
+                source: io::ErrorKind::Interrupted.into(),
+            });
+        };
+        trace!(%family, ops = ops.len(), bytes = tx.len_bytes(), "committing");
+        match self.nft.commit(&tx).await {
+            Ok(_) => Ok(()),
+            Err(NftError::Refused(refusal))
+                if kind(refusal.kind()) == proxier_core::spi::ErrorKind::Conflict =>
+            {
+                Err(CommitError::Unknown {
+                    doing: "a transaction on objects that somebody else changed",
+                    source: io::Error::from_raw_os_error(refusal.errno()),
+                })
+            }
+            Err(NftError::Refused(refusal)) => Err(refused(&refusal, ops)),
+            Err(error) => {
+                Err(CommitError::Unknown { doing: "a transaction", source: error.into_io_error() })
+            }
+        }
+    }
+
+    /// The addresses that operations add, or remove.
+    fn changed(&self, ops: &[Op], add: bool) -> Vec<IpAddr> {
+        let address = |op: &Op| match op {
+            Op::Add(Key::Address(ip), _) if add => Some(*ip),
+            Op::Del(Key::Address(ip), _) if !add => Some(*ip),
+            Op::Add(..) | Op::Set { .. } | Op::Del(..) => None,
+        };
+        ops.iter().filter_map(address).filter(|ip| !self.elsewhere.contains(ip)).collect()
+    }
+
+    /// Makes the link, and adds addresses to it.
+    async fn bind(
+        &mut self,
+        addresses: Vec<IpAddr>,
+    ) -> Result<Option<AddressRefusal>, CommitError> {
+        let dummy = self.links.ensure_dummy(&self.config.link, true).await.map_err(unlinked)?;
+        let refusals = self.links.add_addresses(dummy.index, &addresses).await;
+        Ok(refusals.into_iter().next())
+    }
+
+    async fn unbind(
+        &mut self,
+        addresses: Vec<IpAddr>,
+    ) -> Result<Option<AddressRefusal>, CommitError> {
+        let found = self.links.find_dummy(&self.config.link).await.map_err(unlinked)?;
+        let Some(index) = found else { return Ok(None) };
+        let refusals = self.links.remove_addresses(index, &addresses).await;
+        Ok(refusals.into_iter().next())
+    }
+
+    /// The kernel's virtual servers that are ours, of a family.
+    async fn servers(
+        &mut self,
+        family: Family,
+        known: &BTreeMap<Key, Value>,
+        bound: &BTreeSet<IpAddr>,
+    ) -> Result<Vec<(ServerId, ServiceEntry)>, CommitError> {
+        let all = self.ipvs.services().await.map_err(failed)?;
+        let is_ours = |id: &ServerId| match *id {
+            ServerId::Mark(of, mark) => of == family && mark::is_ours(self.config.mark_base, mark),
+            ServerId::Frontend { ip, port, protocol } => {
+                let way_in = proxier_core::ir::WayIn::Address(ip);
+                let key = proxier_core::ir::FrontendKey { way_in, port, protocol };
+                let frontends = SetName::Frontends(crate::object::Way::Address);
+                let named = known.contains_key(&Key::Element(frontends, Item::Frontend(key)));
+                let excluded = self.config.exclude.iter().any(|net| net.contains(&ip));
+                family.has(&ip) && !excluded && (bound.contains(&ip) || named)
+            }
+        };
+        let ours = all.into_iter().filter_map(|it| Some((server_id(it.service.key)?, it)));
+        Ok(ours.filter(|(id, _)| is_ours(id)).collect())
+    }
+
+    /// The index of our link and the addresses on it; notes those of others.
+    async fn addresses(&mut self) -> Result<BTreeSet<IpAddr>, CommitError> {
+        let link = self.links.find_dummy(&self.config.link).await.map_err(unlinked)?;
+        let all = self.links.addresses().await.map_err(unlinked)?;
+        let (ours, others): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|it| Some(it.index) == link);
+        self.elsewhere = others.into_iter().map(|it| it.address).collect();
+        let whole = |ip: IpAddr| if ip.is_ipv4() { 32 } else { 128 };
+        let ours = ours.into_iter().filter(|it| it.prefix_len == whole(it.address));
+        Ok(ours.map(|it| it.address).collect())
+    }
+
+    async fn wipe_family(&mut self, family: Family) -> Result<(), CommitError> {
+        let kernel = nft_family(family);
+        let known = match read::read(&mut self.nft, family, &self.config.table).await {
+            // A kernel without the family has nothing of ours.
+            Err(NftError::Unsupported { .. }) => BTreeMap::new(),
+            other => other.map_err(read_error)?,
+        };
+        let bound = self.addresses().await?;
+        if known.contains_key(&Key::Table(family)) {
+            let mut tx = Transaction::new();
+            tx.destroy_table(kernel, &self.config.table);
+            self.nft.commit(&tx).await.map_err(read_error)?;
+        }
+        let mut batch = IpvsBatch::new();
+        for (id, _) in self.servers(family, &known, &bound).await? {
+            batch.del_service(virtual_server(id));
+        }
+        let refusal = self.execute(&batch).await?;
+        refusal.map_or(Ok(()), |refusal| Err(servers::refused(&refusal, &[])))
+    }
+}
+
+fn is_nft(op: &Op) -> bool {
+    matches!(op.key(), Key::Table(_) | Key::Set(..) | Key::Chain(..) | Key::Element(..))
+}
+
+/// What the kernel counted.
+fn count(stats: &Stats) -> Count {
+    Count {
+        connections: Some(stats.connections),
+        packets: Some(stats.in_packets.saturating_add(stats.out_packets)),
+        bytes: Some(stats.in_bytes.saturating_add(stats.out_bytes)),
+    }
+}
+
+fn unlinked(error: LinkError) -> CommitError {
+    let kind = kind(error.kind());
+    CommitError::Transport { doing: error.to_string(), source: io::Error::other(error), kind }
+}
+
+fn unbound(refusal: AddressRefusal, ops: &[Op]) -> CommitError {
+    let op = ops.iter().position(|op| *op.key() == Key::Address(refusal.address));
+    CommitError::Refused {
+        op,
+        object: Key::Address(refusal.address).to_string(),
+        extack: String::new(),
+        kind: kind(refusal.kind()),
+        errno: refusal.errno,
+    }
+}
+
+#[async_trait]
+impl Dataplane<Ipvs> for IpvsDataplane {
+    /// Not atomic: what traffic is led to comes first and goes last.
+    async fn commit(&mut self, family: Family, ops: &[Op]) -> Result<(), CommitError> {
+        let (batch, back) = self.serve(ops);
+        if let Some(refusal) = self.execute(&batch).await? {
+            return Err(servers::refused(&refusal, ops));
+        }
+        back.into_iter().for_each(|(id, to)| self.draining.forget(id, to));
+        self.filter(family, ops).await?;
+        let (new, old) = (self.changed(ops, true), self.changed(ops, false));
+        let link = ops.iter().any(|op| matches!(op, Op::Add(Key::Link(_), _)));
+        let mut refusal = None;
+        if link || !new.is_empty() {
+            refusal = self.bind(new).await?;
+        }
+        if refusal.is_none() && !old.is_empty() {
+            refusal = self.unbind(old).await?;
+        }
+        if let Some(refusal) = refusal {
+            return Err(unbound(refusal, ops));
+        }
+        let (mut batch, going) = self.dismiss(ops);
+        self.drain(&mut batch, going).await?;
+        let refusal = self.execute(&batch).await?;
+        refusal.map_or(Ok(()), |refusal| Err(servers::refused(&refusal, ops)))
+    }
+
+    async fn dump(&mut self, family: Family) -> Result<BTreeMap<Key, Value>, CommitError> {
+        let read = read::read(&mut self.nft, family, &self.config.table).await;
+        let mut found = read.map_err(read_error)?;
+        if self.links.find_dummy(&self.config.link).await.map_err(unlinked)?.is_some() {
+            found.insert(Key::Link(family), Value::Exists);
+        }
+        let bound = self.addresses().await?;
+        for (id, entry) in self.servers(family, &found, &bound).await? {
+            found.insert(Key::Server(id), Value::Server(server(&entry)));
+            for it in self.ipvs.dests(virtual_server(id)).await.map_err(failed)? {
+                let to = SocketAddr::new(it.dest.address, it.dest.port);
+                if it.dest.weight == 0 {
+                    self.draining.note(id, to, Instant::now());
+                } else {
+                    found.insert(Key::Destination(id, to), Value::Weight(it.dest.weight));
+                }
+            }
+        }
+        // What the node has anyway is as good as ours.
+        let anyway = self.elsewhere.iter().filter(|ip| {
+            found.contains_key(&Key::Element(SetName::Addresses, Item::Address(**ip)))
+        });
+        let addresses = anyway.copied().chain(bound).filter(|ip| family.has(ip));
+        let addresses: Vec<_> = addresses.map(|ip| (Key::Address(ip), Value::Exists)).collect();
+        found.extend(addresses);
+        debug!(%family, objects = found.len(), "read back");
+        Ok(found)
+    }
+
+    async fn wipe(&mut self) -> Result<(), CommitError> {
+        let mut errors = Vec::new();
+        for family in Family::ALL {
+            if let Err(error) = self.wipe_family(family).await {
+                errors.push((family, error));
+            }
+        }
+        self.draining = Draining::default();
+        combine(errors)?;
+        self.links.delete_dummy(&self.config.link).await.map_err(unlinked)?;
+        Ok(())
+    }
+
+    async fn forget_flows(
+        &mut self,
+        family: Family,
+        filters: &[FlowFilter],
+    ) -> Result<usize, CommitError> {
+        forget_flows(&mut self.conntrack, family, filters, |_| true).await
+    }
+
+    async fn read_counters(&mut self, family: Family) -> Result<BTreeMap<Key, Count>, CommitError> {
+        let mut found = BTreeMap::new();
+        for entry in self.ipvs.services().await.map_err(failed)? {
+            let Some(id) = server_id(entry.service.key).filter(|id| id.family() == family) else {
+                continue;
+            };
+            found.insert(Key::Server(id), count(&entry.stats));
+            for it in self.ipvs.dests(virtual_server(id)).await.map_err(failed)? {
+                let to = SocketAddr::new(it.dest.address, it.dest.port);
+                found.insert(Key::Destination(id, to), count(&it.stats));
+            }
+        }
+        Ok(found)
+    }
+
+    async fn tick(&mut self, now: Instant) -> Result<Option<Duration>, CommitError> {
+        self.settle(now).await
+    }
+
+    fn batch_limit(&self) -> usize {
+        (self.nft.max_batch_bytes() / OP_BYTES).clamp(1, BATCH_OPS)
+    }
+}
+
+impl fmt::Debug for IpvsDataplane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IpvsDataplane").field("draining", &self.draining).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,43 @@
+//! A kernel that has IPVS, for examples that need one: the machine's own, or a guest's.
+
+use std::{
+    env, io,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// Set where this program runs again, so that it does not do so for ever.
+const AGAIN: &str = "PROXIER_EXAMPLE_IN_GUEST";
+
+/// What to say where there is no such kernel.
+pub(crate) const ADVICE: &str = "this kernel has no IPVS, and no guest kernel is built yet: \
+     scripts/uml/kernel builds one, once, in about ten minutes";
+
+/// Why the program goes on here.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Stays {
+    /// This kernel has IPVS, or the program runs where it was looked for already.
+    Found,
+    /// There is no guest kernel.
+    Nowhere,
+}
+
+/// Runs this program again where IPVS is, with the same arguments, and returns only if it is here
+/// already or nowhere.
+///
+/// # Errors
+/// The guest cannot be started.
+pub(crate) fn enter() -> io::Result<Stays> {
+    if Path::new("/proc/net/ip_vs").exists() || env::var_os(AGAIN).is_some() {
+        return Ok(Stays::Found);
+    }
+    let scripts = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/uml"));
+    let is_built = Command::new(scripts.join("kernel")).arg("--if-built").output();
+    if !is_built.is_ok_and(|it| it.status.success()) {
+        return Ok(Stays::Nowhere);
+    }
+    let mut again = Command::new(scripts.join("run"));
+    again.arg(env::current_exe()?).args(env::args_os().skip(1)).env(AGAIN, "1");
+    Err(again.exec())
+}
