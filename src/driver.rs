@@ -7,12 +7,13 @@ use std::{
 
 use proxier_core::{
     Degraded, FragmentId, Proxier, Status, SyncError, SyncReport,
-    model::{Conflict, Event, NodeEnv, Store},
+    model::{Conflict, Event, NodeEnv, Pending, Store},
     pace::{Pacer, Pause},
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, info, warn};
 
+use crate::observe::{Cause, Observer, Synced};
 use crate::swap::{Retired, Swap, SwapError, Swapped, prepare};
 
 /// How many events may wait. A source that is faster waits; nothing is lost.
@@ -74,6 +75,10 @@ pub struct Driver {
     standing: watch::Sender<Standing>,
     /// Those who wait until everything sent so far is programmed.
     waiting: Vec<oneshot::Sender<Standing>>,
+    observer: Option<Box<dyn Observer>>,
+    /// When the first event came in that is not yet synced.
+    queued: Option<Instant>,
+    node_changed: bool,
     started: Instant,
     retry_at: Option<Duration>,
     retry_after: Duration,
@@ -92,9 +97,12 @@ pub struct Handle {
     standing: watch::Receiver<Standing>,
 }
 
+type Look = Box<dyn FnOnce(&Store, &dyn Proxier) + Send>;
+
 enum Command {
     Audit(oneshot::Sender<Standing>),
     Event(Event),
+    Inspect(Look),
     Settle(oneshot::Sender<Standing>),
     Swap(Box<dyn Proxier>, Swap, oneshot::Sender<Result<Swapped, SwapError>>),
 }
@@ -158,6 +166,28 @@ impl Handle {
         receiver.await.map_err(|_gone| Stopped)?
     }
 
+    /// Looks at what is wanted and at the proxier, between two syncs, within the driver's own task:
+    /// for displays and debugging. Events that are not yet synced may be in the store already, but
+    /// not in its fragments.
+    ///
+    /// # Errors
+    /// The driver has stopped.
+    ///
+    /// # Cancel safety
+    /// Safe to drop.
+    pub async fn inspect<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Store, &dyn Proxier) -> T + Send + 'static,
+    ) -> Result<T, Stopped> {
+        let (sender, receiver) = oneshot::channel();
+        let look: Look = Box::new(move |store, proxier| {
+            // Whoever asked may have lost interest.
+            sender.send(look(store, proxier)).ok();
+        });
+        self.commands.send(Command::Inspect(look)).await.map_err(|_gone| Stopped)?;
+        receiver.await.map_err(|_gone| Stopped)
+    }
+
     /// Where the driver stands, now and as it changes.
     #[must_use]
     pub fn standing(&self) -> watch::Receiver<Standing> {
@@ -200,6 +230,9 @@ impl Driver {
             commands,
             standing,
             waiting: Vec::new(),
+            observer: None,
+            queued: None,
+            node_changed: false,
             started: Instant::now(),
             retry_at: None,
             retry_after: FIRST_RETRY,
@@ -208,6 +241,13 @@ impl Driver {
             tick_at: None,
         };
         (driver, Handle { commands: sender, standing: watcher })
+    }
+
+    /// Tells an observer about every sync.
+    #[must_use]
+    pub fn observed(mut self, observer: Box<dyn Observer>) -> Self {
+        self.observer = Some(observer);
+        self
     }
 
     /// Runs until `stop` resolves or every [`Handle`] is gone. Returns the proxier; what it
@@ -235,23 +275,23 @@ impl Driver {
                     }
                 }
                 Wake::Due if !pending => {
-                    let took = self.sync(Work::Audit).await;
+                    let took = self.sync(Cause::Audit).await;
                     pacer.end(self.now(), took, true);
                 }
                 Wake::Due => {
                     pending = false;
                     pacer.begin();
-                    let took = self.sync(Work::Events).await;
+                    let took = self.sync(Cause::Events).await;
                     pacer.end(self.now(), took, true);
                 }
                 Wake::Foreign => {
-                    let took = self.sync(Work::Audit).await;
+                    let took = self.sync(Cause::Audit).await;
                     // Two who undo each other's work must not keep a node busy.
                     self.quiet_until = self.now() + took.saturating_mul(10).max(FOREIGN_PAUSE);
                 }
                 Wake::Retire => self.retire().await,
                 Wake::Retry => {
-                    self.sync(Work::Retry).await;
+                    self.sync(Cause::Retry).await;
                 }
                 Wake::Tick => self.tick().await,
             }
@@ -292,13 +332,17 @@ impl Driver {
     /// Says whether there is something to sync.
     async fn take_command(&mut self, command: Command) -> bool {
         match command {
-            Command::Event(event) => self.store.apply(event),
+            Command::Event(event) => self.take_event(event),
+            Command::Inspect(look) => {
+                look(&self.store, &*self.proxier);
+                false
+            }
             Command::Settle(sender) => {
                 self.waiting.push(sender);
                 false
             }
             Command::Audit(sender) => {
-                self.sync(Work::Audit).await;
+                self.sync(Cause::Audit).await;
                 self.waiting.push(sender);
                 false
             }
@@ -316,7 +360,7 @@ impl Driver {
         options: Swap,
     ) -> Result<Swapped, SwapError> {
         self.retire().await;
-        self.sync(Work::Events).await;
+        self.sync(Cause::Events).await;
         let began = Instant::now();
         let wanted = self.store.is_programmed().then(|| self.store.reset());
         let [from, to_mode] = [&self.proxier, &to].map(|it| it.capabilities().mode);
@@ -338,7 +382,8 @@ impl Driver {
         let took = began.elapsed();
         info!(%from, to = %to_mode, took_us = took.as_micros(), "exchanged the mode");
         if let Some(report) = &report {
-            self.note(Work::Events, Ok(report.clone()), took);
+            let status = self.proxier.status();
+            self.note(Cause::Events, Ok(report.clone()), status, took);
         }
         self.tick().await;
         Ok(Swapped { from, to: to_mode, report, took })
@@ -351,18 +396,50 @@ impl Driver {
         }
     }
 
-    async fn sync(&mut self, work: Work) -> Duration {
+    fn take_event(&mut self, event: Event) -> bool {
+        self.node_changed |= matches!(event, Event::Node(_));
+        let pending = self.store.apply(event);
+        if pending {
+            self.queued.get_or_insert_with(Instant::now);
+            if let Some(observer) = &mut self.observer {
+                observer.queued(&self.store);
+            }
+        }
+        pending
+    }
+
+    async fn sync(&mut self, cause: Cause) -> Duration {
+        let pending = match (cause, &self.observer) {
+            (Cause::Events, Some(_)) => self.store.pending(),
+            _ => Pending::default(),
+        };
         let began = Instant::now();
-        let outcome = match work {
-            Work::Audit => self.proxier.audit().await,
-            Work::Events => match self.store.take() {
-                Some(update) => self.proxier.sync(update).await,
-                None => return Duration::ZERO,
+        let outcome = match cause {
+            Cause::Audit => Some(self.proxier.audit().await),
+            Cause::Events => match self.store.take() {
+                Some(update) => Some(self.proxier.sync(update).await),
+                None => None,
             },
-            Work::Retry => self.proxier.retry().await,
+            Cause::Retry => Some(self.proxier.retry().await),
         };
         let took = began.elapsed();
-        self.note(work, outcome, took);
+        let status = self.proxier.status();
+        if let Some(observer) = &mut self.observer {
+            let is_events = cause == Cause::Events;
+            let queued = if is_events { self.queued.take() } else { None };
+            observer.synced(&Synced {
+                cause,
+                pending: &pending,
+                node_changed: is_events && std::mem::take(&mut self.node_changed),
+                outcome: outcome.as_ref(),
+                status: &status,
+                store: &self.store,
+                took,
+                latency: queued.map(|at| at.elapsed()),
+            });
+        }
+        let Some(outcome) = outcome else { return Duration::ZERO };
+        self.note(cause, outcome, status, took);
         self.tick().await;
         took
     }
@@ -376,9 +453,14 @@ impl Driver {
         self.tick_at = next.map(|next| self.now() + next);
     }
 
-    fn note(&mut self, work: Work, outcome: Result<SyncReport, SyncError>, took: Duration) {
+    fn note(
+        &mut self,
+        cause: Cause,
+        outcome: Result<SyncReport, SyncError>,
+        status: Status,
+        took: Duration,
+    ) {
         let before = self.standing.borrow().clone();
-        let status = self.proxier.status();
         log_degraded(&before.proxier.degraded, &status.degraded);
         let troubled = outcome.is_err() || !status.degraded.is_empty();
         let failure = outcome.as_ref().err().map(in_full);
@@ -390,7 +472,7 @@ impl Driver {
         if let Ok(report) = &outcome {
             log_report(&before, report, took);
         }
-        self.schedule_retry(work, troubled);
+        self.schedule_retry(cause, troubled);
         let conflicts: Vec<_> = self.store.conflicts().collect();
         for conflict in conflicts.iter().filter(|it| !before.conflicts.contains(it)) {
             warn!(%conflict, "two Services want one frontend");
@@ -399,11 +481,11 @@ impl Driver {
         self.standing.send_replace(standing);
     }
 
-    fn schedule_retry(&mut self, work: Work, troubled: bool) {
+    fn schedule_retry(&mut self, cause: Cause, troubled: bool) {
         if !troubled {
             self.retry_at = None;
             self.retry_after = FIRST_RETRY;
-        } else if matches!(work, Work::Retry) {
+        } else if cause == Cause::Retry {
             self.retry_after = self.retry_after.saturating_mul(2).min(self.pacing.max_retry);
             self.retry_at = Some(self.now() + self.retry_after);
         } else {
@@ -418,13 +500,6 @@ impl Driver {
             sender.send(self.standing.borrow().clone()).ok();
         }
     }
-}
-
-#[derive(Clone, Copy)]
-enum Work {
-    Audit,
-    Events,
-    Retry,
 }
 
 fn log_report(before: &Standing, report: &SyncReport, took: Duration) {

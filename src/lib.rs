@@ -42,6 +42,7 @@ mod addresses;
 mod driver;
 #[cfg(feature = "manifests")]
 mod manifests;
+mod observe;
 mod open;
 mod swap;
 
@@ -50,6 +51,7 @@ pub use addresses::{FollowError, follow_addresses};
 pub use driver::{Driver, Handle, Pacing, Standing, Stopped};
 #[cfg(feature = "manifests")]
 pub use manifests::{ManifestError, Manifests, Snapshot};
+pub use observe::{Cause, Observer, Synced};
 pub use open::{factory, modes, open, probe};
 #[cfg(feature = "ipvs")]
 pub use proxier_backend_ipvs as ipvs;

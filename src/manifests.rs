@@ -178,6 +178,12 @@ impl Snapshot {
         node.map(|node| env.observe(node)).unwrap_or_default()
     }
 
+    /// The Node of that name, as the manifests have it.
+    #[must_use]
+    pub fn node(&self, name: &str) -> Option<&proxier_core::model::api::Node> {
+        self.manifest.nodes().find(|node| node.metadata.name == name)
+    }
+
     /// The contents as events for a [`Driver`](crate::Driver): complete lists.
     #[must_use]
     pub fn events(&self) -> [Event; 2] {

@@ -236,6 +236,17 @@ pub trait Proxier: Send {
     /// believes to be installed.
     fn plan(&self, update: &Update) -> PlanSummary;
 
+    /// Reads what the kernel holds and says what a first [`sync`](Self::sync) with this update would
+    /// change. Writes nothing, and leaves what this proxier believes as it is. The update has to be a
+    /// [`Update::Reset`] to make sense.
+    ///
+    /// # Errors
+    /// The kernel's state could not be read.
+    ///
+    /// # Cancel safety
+    /// Safe to drop.
+    async fn compare(&mut self, update: &Update) -> Result<PlanSummary, SyncError>;
+
     /// Makes the kernel agree with the update.
     ///
     /// What cannot be programmed is in the report as degraded, with the reason; everything else is

@@ -4,6 +4,7 @@
 //! outcome. When the outcome is in doubt (a lost reply, a dropped future, a refused batch that is not
 //! atomic) it reads the kernel back and goes on from there; it never flushes and rewrites.
 
+mod compare;
 mod gather;
 mod lane;
 mod plan;
@@ -132,6 +133,10 @@ impl<B: Backend, D: Dataplane<B>> Proxier for Engine<B, D> {
             summary.refused.extend(plan.refused.iter().map(refusal));
         }
         summary
+    }
+
+    async fn compare(&mut self, update: &Update) -> Result<PlanSummary, SyncError> {
+        self.compare_lanes(update).await
     }
 
     async fn sync(&mut self, update: Update) -> Result<SyncReport, SyncError> {

@@ -118,11 +118,11 @@ impl<B: Backend, D: Dataplane<B>> Engine<B, D> {
 }
 
 /// One family during one sync.
-struct Run<'a, B: Backend, D> {
-    backend: &'a B,
-    dataplane: &'a mut D,
-    lane: &'a mut Lane<B>,
-    report: &'a mut SyncReport,
+pub(super) struct Run<'a, B: Backend, D> {
+    pub backend: &'a B,
+    pub dataplane: &'a mut D,
+    pub lane: &'a mut Lane<B>,
+    pub report: &'a mut SyncReport,
 }
 
 /// What became of some operations.
@@ -300,7 +300,7 @@ impl<B: Backend, D: Dataplane<B>> Run<'_, B, D> {
     }
 
     /// Reads the kernel back and changes only what differs from what is wanted.
-    async fn reconcile(&mut self) -> Result<(), SyncError> {
+    pub(super) async fn reconcile(&mut self) -> Result<(), SyncError> {
         if self.lane.desired == crate::Revision::default() {
             return Ok(());
         }

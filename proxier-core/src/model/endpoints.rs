@@ -1,6 +1,6 @@
 //! EndpointSlices, checked and normalised.
 
-use std::{collections::BTreeSet, net::IpAddr, num::NonZeroU16, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, num::NonZeroU16, sync::Arc, time::SystemTime};
 
 use serde::Serialize;
 
@@ -17,6 +17,9 @@ const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
 /// Marks slices of headless Services.
 const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
+
+/// Says when the change was made that led to this state of the slice.
+const TRIGGER_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// One port of a slice; it holds for every endpoint of the slice.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
@@ -57,6 +60,8 @@ pub struct EndpointSlice {
     weight: Option<u16>,
     ports: Vec<SlicePort>,
     endpoints: Vec<Endpoint>,
+    #[serde(skip)]
+    triggered: Option<SystemTime>,
 }
 
 impl EndpointSlice {
@@ -105,6 +110,12 @@ impl EndpointSlice {
                     read_endpoint(index, endpoint, family, &mut names, &mut check)
                 })
                 .collect(),
+            // What is no time is ignored, as kube-proxy does: it serves statistics only.
+            triggered: metadata
+                .annotations
+                .get(TRIGGER_ANNOTATION)
+                .and_then(|text| text.parse::<jiff::Timestamp>().ok())
+                .map(SystemTime::from),
         };
         check.done(Some(slice))
     }
@@ -131,6 +142,27 @@ impl EndpointSlice {
     #[must_use]
     pub const fn weight(&self) -> Option<u16> {
         self.weight
+    }
+
+    /// When the change was made that led to this state, if that is known.
+    #[must_use]
+    pub const fn triggered(&self) -> Option<SystemTime> {
+        self.triggered
+    }
+
+    /// Whether a proxier makes the same of both: when they came about does not count.
+    #[must_use]
+    pub fn means_the_same(&self, other: &Self) -> bool {
+        let Self { name, service, family, weight, ports, endpoints, triggered: _ } = self;
+        (name, service, family, weight, ports, endpoints)
+            == (
+                &other.name,
+                &other.service,
+                &other.family,
+                &other.weight,
+                &other.ports,
+                &other.endpoints,
+            )
     }
 
     /// Its ports.

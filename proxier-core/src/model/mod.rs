@@ -14,4 +14,4 @@ pub use endpoints::{Endpoint, EndpointSlice, SlicePort};
 pub use node::{DetectLocal, NodeEnv, NodePortAddresses};
 pub use problem::{Problem, Read};
 pub use service::{PortView, Service, ServicePort, ServiceType, TrafficPolicy};
-pub use store::{Conflict, Event, Object, ObjectKey, Pending, Store};
+pub use store::{Conflict, Event, Object, ObjectKey, Pending, Store, Trigger};

@@ -6,6 +6,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     num::NonZeroU16,
     sync::Arc,
+    time::SystemTime,
 };
 
 use serde::Serialize;
@@ -84,6 +85,19 @@ pub struct Pending {
     pub endpoints: Vec<ObjectName>,
     /// Changes of slices.
     pub slice_changes: usize,
+    /// When changes of slices were made that still count, in the order in which they came in.
+    pub triggered: Vec<Trigger>,
+}
+
+/// A change of an EndpointSlice that says when it was made.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct Trigger {
+    /// The Service.
+    pub service: ObjectName,
+    /// The family of the slice.
+    pub family: Family,
+    /// When the pod, or whatever else the slice shows, changed.
+    pub at: SystemTime,
 }
 
 /// Holds what the sources said and turns it into updates for a [`Proxier`](crate::Proxier).
@@ -107,6 +121,7 @@ pub struct Store {
     /// The Services of the slices that were edited since the last update.
     edited_slices: BTreeSet<ObjectName>,
     slice_changes: usize,
+    triggered: Vec<Trigger>,
     /// How many fragments have their health checked on a port.
     health_ports: BTreeMap<(Family, NonZeroU16), usize>,
     view_changed: bool,
@@ -133,6 +148,7 @@ impl Store {
             edited: BTreeMap::new(),
             edited_slices: BTreeSet::new(),
             slice_changes: 0,
+            triggered: Vec::new(),
             health_ports: BTreeMap::new(),
             view_changed: false,
             has_addresses: false,
@@ -172,6 +188,7 @@ impl Store {
         self.edited.clear();
         self.edited_slices.clear();
         self.slice_changes = 0;
+        self.triggered.clear();
         let mut changes = Vec::new();
         for name in std::mem::take(&mut self.dirty) {
             self.refresh(name, &mut changes);
@@ -296,6 +313,7 @@ impl Store {
             services: self.edited.keys().cloned().collect(),
             endpoints: self.edited_slices.iter().cloned().collect(),
             slice_changes: self.slice_changes,
+            triggered: self.triggered.clone(),
         }
     }
 
@@ -405,8 +423,12 @@ impl Store {
     }
 
     fn set_slice(&mut self, slice: EndpointSlice) {
-        if self.slices.get(slice.name()).is_some_and(|known| **known == slice) {
+        if self.slices.get(slice.name()).is_some_and(|known| known.means_the_same(&slice)) {
             return;
+        }
+        if let Some(at) = slice.triggered() {
+            let (service, family) = (slice.service().clone(), slice.family());
+            self.triggered.push(Trigger { service, family, at });
         }
         self.drop_slice(&slice.name().clone());
         let slice = Arc::new(slice);
@@ -420,6 +442,12 @@ impl Store {
     }
 
     fn delete_slice(&mut self, name: &ObjectName) {
+        // K8S: nothing is measured of a Service that lost a slice
+        // (pkg/proxy/endpointschangetracker.go, v1.36).
+        if let Some(slice) = self.slices.get(name) {
+            let service = slice.service();
+            self.triggered.retain(|it| it.service != *service);
+        }
         if self.drop_slice(name) {
             self.slice_changes += 1;
         }
