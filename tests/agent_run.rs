@@ -1,5 +1,4 @@
 //! The agent as a daemon, with real packets. Needs namespaces (see CONTRIBUTING.md).
-#![expect(clippy::unwrap_used, reason = "any failure fails the test")]
 
 mod agent_rig;
 

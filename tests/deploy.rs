@@ -1,4 +1,5 @@
 //! What is in `deploy/` is what Kubernetes and systemd take.
+#![expect(clippy::panic, reason = "any failure fails the test")]
 #![expect(clippy::unwrap_used, reason = "any failure fails the test")]
 
 use std::{collections::BTreeSet, fs, path::PathBuf};
