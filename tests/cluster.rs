@@ -1,8 +1,13 @@
-//! From an API server to packets, in every mode of this build: what an embedder puts together. Needs
-//! namespaces (see CONTRIBUTING.md).
+//! From an API server to packets, in every mode that needs no guest kernel: what an embedder puts
+//! together. Needs namespaces (see CONTRIBUTING.md).
 #![allow(clippy::unwrap_used, reason = "any failure fails the test")]
 
+#[path = "rig/modes.rs"]
+mod modes;
+
 use std::time::Duration;
+
+use modes::modes_here;
 
 use proxier::{
     Driver, Handle, Mode, OpenContext, Pacing,
@@ -131,7 +136,7 @@ async fn from_server_to_packets(mode: Mode) {
 fn what_the_api_server_says_is_what_packets_meet() {
     require_lab!();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    for mode in proxier::modes() {
+    for mode in modes_here() {
         runtime.block_on(from_server_to_packets(mode));
     }
 }

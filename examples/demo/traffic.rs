@@ -165,7 +165,9 @@ pub(crate) async fn untouched(rows: &[(Case, Seen)]) -> (usize, usize) {
     let mut asked = BTreeSet::new();
     let mut asking = JoinSet::new();
     for (case, _) in rows {
-        if asked.insert((case.dst, case.protocol)) {
+        // KERNEL: SCTP answers from addresses of an interface only (net/sctp/protocol.c
+        // sctp_v4_get_dst, v6.1), which these are not.
+        if case.protocol != Protocol::Sctp && asked.insert((case.dst, case.protocol)) {
             let (ns, spec) = (case.ns.clone(), case.spec());
             asking.spawn(async move { probe_many(&ns, &spec, &Many::new(1)).await });
         }

@@ -91,7 +91,7 @@ fn the_table_of_differences_between_modes_is_kept() {
     assert_eq!(row(dead, HOST, "203.0.113.1:80"), [Untouched, Drop, Drop]);
     assert_eq!(row(dead, WIRE, "203.0.113.1:80"), [Reject, Drop, Drop]);
     assert_eq!(row(dead, WIRE, "172.21.7.11:31000"), [Reject, Untouched, Untouched]);
-    assert_eq!(row(alive, WIRE, "172.20.7.11:32000"), [Accept, Untouched, Accept]);
+    assert_eq!(row(alive, WIRE, "172.20.7.11:32000"), [Accept, Untouched, Untouched]);
     assert_eq!(row(alive, WIRE, "172.21.7.11:31000"), [Untouched, Untouched, Untouched]);
 }
 

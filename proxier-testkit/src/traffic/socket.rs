@@ -53,9 +53,9 @@ pub(super) fn answering(protocol: Protocol, at: SocketAddr) -> io::Result<Socket
         }
         SocketAddr::V4(_) => {}
     }
-    if protocol != Protocol::Udp {
-        socket.set_reuse_address(true)?;
-    }
+    // For UDP as well: a proxy on this node answers from addresses and ports of its own choice, which
+    // a wildcard socket would keep from it otherwise.
+    socket.set_reuse_address(true)?;
     socket.bind(&at.into())?;
     if protocol != Protocol::Udp {
         socket.listen(BACKLOG)?;
@@ -167,14 +167,21 @@ fn prepare_asking(socket: &Socket, spec: &ProbeSpec) -> io::Result<()> {
         socket.bind_device(Some(device.as_bytes()))?;
     }
     if let Some(source) = spec.source {
-        allow_foreign(socket, source.ip())?;
         if source.port() == 0 {
             // Choose the port at connect time: it only has to be free towards this destination.
             setsockopt(socket, sockopt::IpBindAddressNoPort, &true)?;
         } else {
             socket.set_reuse_address(true)?;
         }
-        socket.bind(&SockAddr::from(scoped(source, spec.device.as_deref())?))?;
+        let at = SockAddr::from(scoped(source, spec.device.as_deref())?);
+        match socket.bind(&at) {
+            // Only where it has to be: packet filters can tell transparent sockets from others.
+            Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
+                allow_foreign(socket, source.ip())?;
+                socket.bind(&at)?;
+            }
+            other => other?,
+        }
     }
     Ok(())
 }
