@@ -1,6 +1,7 @@
 # Every target sets up what it needs by itself (scripts/setup) and runs from a fresh clone.
 CARGO ?= cargo
 ARGS ?=
+PROFILE ?= release
 
 .PHONY: demo test check bench bless setup
 
@@ -8,7 +9,7 @@ ARGS ?=
 #   make demo ARGS="--mode all --json"
 demo:
 	@scripts/setup build
-	$(CARGO) run --quiet --release --example demo -- $(ARGS)
+	$(CARGO) run --quiet --profile $(PROFILE) --example demo -- $(ARGS)
 
 # Everything: unit, property, golden and real-kernel tests.
 test:
