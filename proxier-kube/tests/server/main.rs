@@ -115,8 +115,9 @@ async fn a_watch_that_falls_silent_is_opened_again() {
     rig.until("a stall", |rig| rig.status.borrow().of(Kind::Services).counts.stalls == 1).await;
     rig.server.heal();
     rig.until_equal().await;
-    let counts = rig.status.borrow().of(Kind::ServiceCidrs).counts;
-    assert!(counts.watches > 1, "a quiet watch is opened again as well: {counts:?}");
+    let quiet = |rig: &Rig| rig.status.borrow().of(Kind::ServiceCidrs).counts;
+    rig.until("a quiet watch to be opened again as well", |rig| quiet(rig).watches > 1).await;
+    let counts = quiet(&rig);
     assert_eq!(
         (counts.stalls, counts.failures, counts.lists),
         (0, 0, 1),
