@@ -296,6 +296,41 @@ impl Conntrack {
         result.map_err(|error| CtError::from_sock("listing flows", error))
     }
 
+    /// The flow whose answers are like this; `None` when there is none, or not any more.
+    ///
+    /// O(1). For a flow that was translated to this machine, it says where it was sent to.
+    ///
+    /// # Errors
+    ///
+    /// As [`list`](Self::list), without [`CtError::Interrupted`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn answered(&mut self, reply: &Tuple) -> Result<Option<Flow>, CtError> {
+        const WHAT: &str = "looking a flow up";
+        let seq = self.sock.next_seq();
+        let family = if reply.src.is_ipv4() { CtFamily::Ipv4 } else { CtFamily::Ipv6 };
+        let mut w = Writer::with_capacity(128);
+        let mark = w.message(CT_GET, NLM_F_REQUEST, seq, family.number(), 0);
+        put_tuple(&mut w, CTA_TUPLE_REPLY, reply);
+        w.end_message(mark);
+        let mut found = Ok(None);
+        let read = &mut |message: Message<'_>| {
+            if message.seq != seq {
+                return;
+            }
+            found = match (message.kind, Ack::read(message.payload, message.flags)) {
+                (NLMSG_ERROR, Some(ack)) if ack.errno == libc::ENOENT => Ok(None),
+                (NLMSG_ERROR, Some(ack)) => Err(SockError::Kernel(ack)),
+                (NLMSG_ERROR, None) => Err(SockError::Malformed),
+                _ => flow(message).map(Some).ok_or(SockError::Malformed),
+            };
+        };
+        let sent = self.sock.exchange([w.as_bytes(), &[]], read).await;
+        sent.and(found).map_err(|error| CtError::from_sock(WHAT, error))
+    }
+
     /// Deletes one flow; `false` if it is gone or another one has its addresses.
     ///
     /// # Errors
@@ -376,7 +411,7 @@ fn in_range(seq: u32, first: u32, last: u32) -> bool {
 
 fn put_delete(w: &mut Writer, flow: &Flow, seq: u32) {
     let mark = w.message(CT_DELETE, NLM_F_REQUEST | NLM_F_ACK, seq, flow.family.number(), 0);
-    put_tuple(w, &flow.orig);
+    put_tuple(w, CTA_TUPLE_ORIG, &flow.orig);
     if let Some(zone) = flow.zone {
         w.be16(CTA_ZONE, zone);
     }
@@ -386,8 +421,8 @@ fn put_delete(w: &mut Writer, flow: &Flow, seq: u32) {
     w.end_message(mark);
 }
 
-fn put_tuple(w: &mut Writer, tuple: &Tuple) {
-    let nest = w.nest(CTA_TUPLE_ORIG);
+fn put_tuple(w: &mut Writer, direction: u16, tuple: &Tuple) {
+    let nest = w.nest(direction);
     let ip = w.nest(CTA_TUPLE_IP);
     for (address, v4, v6) in
         [(tuple.src, CTA_IP_V4_SRC, CTA_IP_V6_SRC), (tuple.dst, CTA_IP_V4_DST, CTA_IP_V6_DST)]
@@ -505,7 +540,7 @@ mod tests {
         ) {
             let written = Tuple { src, dst, protocol, layer4, zone };
             let mut w = Writer::default();
-            put_tuple(&mut w, &written);
+            put_tuple(&mut w, CTA_TUPLE_ORIG, &written);
             let read = tuple(Attrs(Attrs(w.as_bytes()).find(CTA_TUPLE_ORIG).unwrap()));
             prop_assert_eq!(read, Some(written));
         }

@@ -87,7 +87,9 @@ async fn one_flow_can_be_deleted_and_only_that() {
     let _sockets = send(&lab, 3, "127.0.0.1:0", "10.96.0.1:53");
     let flows = ct.list(CtFamily::Ipv4, Some(17)).await.unwrap();
     assert_eq!((flows.len(), tool(&lab, "ipv4")), (3, 3));
+    assert_eq!(ct.answered(&flows[1].reply).await.unwrap().map(|it| it.id), Some(flows[1].id));
     assert!(ct.delete(&flows[1]).await.unwrap());
+    assert_eq!(ct.answered(&flows[1].reply).await.unwrap(), None);
     assert_eq!(tool(&lab, "ipv4"), 2);
     assert!(!ct.delete(&flows[1]).await.unwrap());
     // The same addresses with another identifier are another flow.
