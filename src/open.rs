@@ -19,7 +19,7 @@ pub fn factory(mode: Mode) -> Option<Box<dyn BackendFactory>> {
         #[cfg(not(feature = "nftables"))]
         Mode::Nftables => None,
         #[cfg(feature = "userspace")]
-        Mode::Userspace => Some(Box::new(proxier_backend_userspace::Factory)),
+        Mode::Userspace => Some(Box::new(proxier_backend_userspace::Factory::default())),
         #[cfg(not(feature = "userspace"))]
         Mode::Userspace => None,
     }

@@ -83,6 +83,12 @@ impl Userspace {
                  address of the node.",
             );
         }
+        if capture.as_ref().is_some_and(Capture::redirects) {
+            limits.push(
+                "Traffic is redirected: endpoints see an address of the node, and UDP sessions end \
+                 after 25 seconds of silence at the latest.",
+            );
+        }
         let capabilities = Capabilities {
             mode: Mode::Userspace,
             atomic: true,

@@ -39,14 +39,33 @@ impl Default for Listen {
     }
 }
 
-/// What the kernel objects of a capturing proxier are called.
+/// How captured packets come to the listeners of the process.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum Method {
+    /// [`Tproxy`](Self::Tproxy) where the kernel and the system let us, [`Redirect`](Self::Redirect)
+    /// elsewhere: decided once, by [`engine`](crate::engine()).
+    #[default]
+    Auto,
+    /// They are translated to a listener, and connection tracking knows where they were sent to.
+    /// Needs neither TPROXY nor policy routing, and loses the client's address: every endpoint sees
+    /// one of the node's.
+    Redirect,
+    /// They are handed over as they are.
+    Tproxy,
+}
+
+/// How traffic is captured, and what the kernel objects for it are called.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Capture {
+    /// How captured packets come to the listeners.
+    pub method: Method,
     /// The nf_tables table, one per family: 1 to 28 ASCII letters, digits, `-` and `_`.
     pub table: String,
-    /// The bit of the packet mark and the connection mark that says "for this proxier": 0 to 31.
+    /// The bit of the packet mark and the connection mark that says "for this proxier": 0 to 31. With
+    /// [`Method::Redirect`], of packets that this proxier sends.
     pub mark_bit: u8,
-    /// The routing table that delivers marked packets to this machine.
+    /// The routing table that delivers marked packets to this machine; [`Method::Redirect`] has none.
     pub routing_table: u32,
     /// The priority of the routing rule that leads there.
     pub rule_priority: u32,
@@ -55,6 +74,7 @@ pub struct Capture {
 impl Default for Capture {
     fn default() -> Self {
         Self {
+            method: Method::Auto,
             table: "proxier-userspace".to_owned(),
             mark_bit: 13,
             routing_table: 29_520,
@@ -64,6 +84,11 @@ impl Default for Capture {
 }
 
 impl Capture {
+    /// The method is to redirect.
+    pub(crate) const fn redirects(&self) -> bool {
+        matches!(self.method, Method::Redirect)
+    }
+
     /// The mark that says "for this proxier".
     #[must_use]
     pub const fn mark(&self) -> u32 {

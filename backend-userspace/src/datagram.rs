@@ -3,12 +3,13 @@
 use std::{
     cell::RefCell,
     io::{self, IoSlice, IoSliceMut},
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::AsRawFd,
 };
 
 use nix::{
     errno::Errno,
+    libc::{in_addr, in_pktinfo, in6_addr, in6_pktinfo, sockaddr_in, sockaddr_in6},
     sys::socket::{
         ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg,
     },
@@ -16,7 +17,7 @@ use nix::{
 
 thread_local! {
     static CONTROL: RefCell<Vec<u8>> =
-        RefCell::new(nix::cmsg_space!(nix::libc::sockaddr_in, nix::libc::sockaddr_in6, i32));
+        RefCell::new(nix::cmsg_space!(sockaddr_in, sockaddr_in6, in_pktinfo, in6_pktinfo, i32));
 }
 
 /// What was received at once.
@@ -28,7 +29,7 @@ pub(crate) struct Received {
     pub(crate) segment: Option<u16>,
     /// Who sent them, where the socket is not connected.
     pub(crate) from: Option<SocketAddr>,
-    /// Where to, as far as the socket tells.
+    /// Where to, as far as the socket tells; port 0 where it tells the address only.
     pub(crate) to: Option<SocketAddr>,
 }
 
@@ -51,15 +52,22 @@ impl<'a> Train<'a> {
         several.map_or(1, |count| u32::try_from(count).unwrap_or(u32::MAX))
     }
 
-    /// Sends them, to somebody where the socket is not connected.
-    pub(crate) fn send(&self, socket: &impl AsRawFd, to: Option<SocketAddr>) -> Result<(), Errno> {
-        let Some(segment) = self.segment else { return send(socket, self.bytes, None, to) };
-        match send(socket, self.bytes, Some(segment), to) {
+    /// Sends them: where the socket is not connected, to somebody; where it has many addresses, from
+    /// one of them.
+    pub(crate) fn send(
+        &self,
+        socket: &impl AsRawFd,
+        to: Option<SocketAddr>,
+        from: Option<IpAddr>,
+    ) -> Result<(), Errno> {
+        let send = |bytes, segment| send(socket, bytes, segment, to, from);
+        let Some(segment) = self.segment else { return send(self.bytes, None) };
+        match send(self.bytes, Some(segment)) {
             // KERNEL: a train has to fit the path in pieces, and to leave by a device that can take
             // it apart, whoever does (udp_send_skb in net/ipv4/udp.c, v6.12).
             Err(Errno::EINVAL | Errno::EIO | Errno::EMSGSIZE | Errno::EOPNOTSUPP) => {
                 let mut pieces = self.bytes.chunks(usize::from(segment).max(1));
-                pieces.try_for_each(|piece| send(socket, piece, None, to))
+                pieces.try_for_each(|piece| send(piece, None))
             }
             other => other,
         }
@@ -71,13 +79,35 @@ fn send(
     bytes: &[u8],
     segment: Option<u16>,
     to: Option<SocketAddr>,
+    from: Option<IpAddr>,
 ) -> Result<(), Errno> {
-    let fd = socket.as_raw_fd();
-    let to = to.map(SockaddrStorage::from);
-    let segment = segment.as_ref().map(|it| [ControlMessage::UdpGsoSegments(it)]);
-    let control = segment.as_ref().map(|it| it.as_slice()).unwrap_or_default();
+    let (v4, v6) = from.map_or((None, None), source);
+    let segment = segment.as_ref().map(ControlMessage::UdpGsoSegments);
+    let from = v4.as_ref().map(ControlMessage::Ipv4PacketInfo);
+    let from = from.or_else(|| v6.as_ref().map(ControlMessage::Ipv6PacketInfo));
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    let (fd, to) = (socket.as_raw_fd(), to.map(SockaddrStorage::from));
+    let control: &[_] = match (segment, from) {
+        (Some(segment), Some(from)) => &[segment, from],
+        (Some(one), None) | (None, Some(one)) => &[one],
+        (None, None) => &[],
+    };
     sendmsg(fd, &[IoSlice::new(bytes)], control, flags, to.as_ref()).map(drop)
+}
+
+/// An address to send from, as the kernel is told.
+fn source(from: IpAddr) -> (Option<in_pktinfo>, Option<in6_pktinfo>) {
+    match from {
+        IpAddr::V4(ip) => {
+            let address = in_addr { s_addr: u32::from_ne_bytes(ip.octets()) };
+            let any = in_addr { s_addr: 0 };
+            (Some(in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: address, ipi_addr: any }), None)
+        }
+        IpAddr::V6(ip) => {
+            let address = in6_addr { s6_addr: ip.octets() };
+            (None, Some(in6_pktinfo { ipi6_addr: address, ipi6_ifindex: 0 }))
+        }
+    }
 }
 
 /// Receives what one sender sent, as much as there is of equal length.
@@ -99,6 +129,14 @@ pub(crate) fn receive(socket: &impl AsRawFd, buffer: &mut [u8]) -> io::Result<Re
                 ControlMessageOwned::Ipv6OrigDstAddr(to) => {
                     let to = nix::sys::socket::SockaddrIn6::from(to);
                     received.to = Some(std::net::SocketAddrV6::from(to).into());
+                }
+                ControlMessageOwned::Ipv4PacketInfo(info) => {
+                    let ip = Ipv4Addr::from(info.ipi_addr.s_addr.to_ne_bytes());
+                    received.to = Some(SocketAddr::new(ip.into(), 0));
+                }
+                ControlMessageOwned::Ipv6PacketInfo(info) => {
+                    let ip = Ipv6Addr::from(info.ipi6_addr.s6_addr);
+                    received.to = Some(SocketAddr::new(ip.into(), 0));
                 }
                 ControlMessageOwned::UdpGroSegments(each) => {
                     let each = u16::try_from(each).ok().filter(|it| *it > 0);

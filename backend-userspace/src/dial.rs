@@ -12,7 +12,7 @@ use tracing::debug;
 use crate::{
     service::Endpoint,
     shared::Shared,
-    socket::{is_exhaustion, is_taken, tcp_outgoing},
+    socket::{Stance, is_exhaustion, is_taken, tcp_outgoing},
     table::Live,
 };
 
@@ -64,12 +64,13 @@ pub(crate) fn source(
 ) -> Option<SocketAddr> {
     // An endpoint that meets its own address as source would answer itself.
     let foreign = client.ip() != endpoint.member.addr.ip() && !client.ip().is_loopback();
-    (snat == Snat::Preserve && foreign && shared.is_transparent()).then_some(client)
+    let transparent = shared.stance() == Stance::Transparent;
+    (snat == Snat::Preserve && foreign && transparent).then_some(client)
 }
 
 async fn dial(shared: &Shared, to: SocketAddr, from: Option<SocketAddr>) -> io::Result<TcpStream> {
     let connect = async |from| {
-        let socket = tcp_outgoing(to, from, shared.is_transparent())?;
+        let socket = tcp_outgoing(to, from, shared.stance())?;
         TcpSocket::from_std_stream(socket.into()).connect(to).await
     };
     match connect(from).await {

@@ -9,7 +9,7 @@ use proxier_netlink::spi::netns;
 
 use crate::{
     EngineError,
-    config::{Capture, Config, ConfigError, Listen},
+    config::{Capture, Config, ConfigError, Listen, Method},
     dataplane::transport,
     engine,
     probe::probe,
@@ -21,13 +21,16 @@ use crate::{
 /// masquerades may be at work at the same time, and what it marks must not be routed to this process.
 /// Two instances in one namespace need different names, bits and, by [`engine`], routing tables.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Factory;
+pub struct Factory {
+    /// How captured packets come to the listeners.
+    pub method: Method,
+}
 
-fn config(context: &OpenContext) -> Config {
+fn config(context: &OpenContext, method: Method) -> Config {
     let default = Capture::default();
     let table = context.prefix.clone().unwrap_or_else(|| default.table.clone());
     let mark_bit = capture_bit(context.masquerade_bit);
-    let listen = Listen::Capture(Capture { table, mark_bit, ..default });
+    let listen = Listen::Capture(Capture { method, table, mark_bit, ..default });
     Config { listen, ..Config::default() }
 }
 
@@ -38,11 +41,11 @@ impl BackendFactory for Factory {
     }
 
     async fn probe(&self, context: &OpenContext) -> Suitability {
-        probe(&netns(context), &context.families).await
+        probe(&netns(context), self.method, &context.families).await
     }
 
     async fn open(&self, context: &OpenContext) -> Result<Box<dyn Proxier>, OpenError> {
-        match engine(&config(context), &netns(context), &context.families) {
+        match engine(&config(context, self.method), &netns(context), &context.families) {
             Ok(engine) => Ok(Box::new(engine)),
             Err(EngineError::Config(error)) => Err(OpenError::Config {
                 setting: match error {

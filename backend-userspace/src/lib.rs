@@ -29,7 +29,9 @@
 //!   knows the original destination, and whether a pod, the node or somebody else is calling. The
 //!   node's own packets are marked, and come back in through `lo`. What has no endpoint is rejected
 //!   or dropped by the kernel, as in the other modes, not accepted and closed. A routing rule and a
-//!   route in a table of their own deliver marked packets to this machine.
+//!   route in a table of their own deliver marked packets to this machine. Where that is not possible,
+//!   packets are translated to the listeners, which are then open at every address of this machine and
+//!   refuse who was not translated; [`Method`] says what is lost, [`probe`](probe()) what is missing.
 //! * [`Listen::Addresses`]: at addresses that you name. No kernel rules, no privileges.
 //!
 //! # What happens to connections
@@ -50,8 +52,6 @@
 //! * SCTP: refused when planned, by name.
 //! * Forwarding without a process. When it ends, its connections end; captured packets are dropped
 //!   until the next process takes over, which it does in one transaction, with its routes in place.
-//! * `REDIRECT` where the kernel has no TPROXY: it would lose the client's address and the original
-//!   destination of datagrams. [`probe`](probe()) says what is missing.
 //! * Sysctls. The embedder sees to them: `net.ipv4.ip_forward` and its IPv6 counterpart, as for any
 //!   node; `rp_filter` not strict on interfaces that answers of endpoints come in on asymmetrically;
 //!   `net.core.somaxconn` and the limit on open files (two for each connection or session) for
@@ -61,7 +61,8 @@
 //! # Privileges and kernel
 //!
 //! Capturing needs `CAP_NET_ADMIN` in the user namespace that owns the network namespace, and Linux
-//! 5.12 or newer with nft_tproxy, nft_socket, nft_fib, nft_reject, conntrack and policy routing.
+//! 5.12 or newer with nft_fib, nft_reject, conntrack and either nft_tproxy, nft_socket and policy
+//! routing or nft_nat, nft_redir and nf_conntrack_netlink.
 //! Listening at named addresses needs nothing.
 //!
 //! # Threads and cost
@@ -100,7 +101,7 @@ pub mod view;
 mod worker;
 
 pub use backend::{Ports, Userspace};
-pub use config::{Addresses, Capture, Config, ConfigError, Limits, Listen, Tcp, Udp};
+pub use config::{Addresses, Capture, Config, ConfigError, Limits, Listen, Method, Tcp, Udp};
 pub use dataplane::UserspaceDataplane;
 pub use factory::Factory;
 pub use monitor::{Count, EndpointCount, Monitor, ServiceCount, Snapshot};
@@ -142,7 +143,17 @@ pub fn engine(
     families: &[Family],
 ) -> Result<Engine<Userspace, UserspaceDataplane>, EngineError> {
     config.validate()?;
+    let config = &decided(config, netns, families);
     let dataplane = UserspaceDataplane::open(config, netns, families)?;
     let backend = Userspace::new(config, dataplane.ports())?;
     Ok(Engine::new(backend, dataplane, families))
+}
+
+/// The settings with a method that works here.
+fn decided(config: &Config, netns: &NetNs, families: &[Family]) -> Config {
+    let mut config = config.clone();
+    if let Listen::Capture(capture) = &mut config.listen {
+        capture.method = probe::decide(netns, capture.method, families);
+    }
+    config
 }

@@ -14,6 +14,7 @@ use tokio::sync::Semaphore;
 
 use crate::{
     config::{Config, Listen},
+    socket::Stance,
     table::Table,
     udp::Sessions,
 };
@@ -81,9 +82,13 @@ impl Shared {
         }
     }
 
-    /// Traffic is captured: sockets may use addresses that are not this machine's.
-    pub(crate) const fn is_transparent(&self) -> bool {
-        matches!(self.config.listen, Listen::Capture(_))
+    /// What sockets have to do with capturing.
+    pub(crate) const fn stance(&self) -> Stance {
+        match &self.config.listen {
+            Listen::Addresses(_) => Stance::Plain,
+            Listen::Capture(capture) if capture.redirects() => Stance::Marked(capture.mark()),
+            Listen::Capture(_) => Stance::Transparent,
+        }
     }
 
     pub(crate) fn listeners(&self) -> std::sync::MutexGuard<'_, BTreeMap<FrontendKey, SocketAddr>> {

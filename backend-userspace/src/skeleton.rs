@@ -5,10 +5,13 @@
 //! it to the listener of that origin: so the process knows the origin without asking anybody. The
 //! node's own packets are marked instead, are routed to `lo` by that mark, and come back in.
 //!
+//! Where packets are redirected, both hooks are of destination NAT, which sees first packets only, and
+//! `capture-ORIGIN` translates them, the node's own too.
+//!
 //! Another mode that translates addresses may be at work at the same time, while one is exchanged for
 //! the other. What was captured is translated to where it goes anyway, before others are asked.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, iter, net::IpAddr};
 
 use ipnet::IpNet;
 use proxier_core::{
@@ -17,12 +20,13 @@ use proxier_core::{
 };
 use proxier_netlink::nft::{
     self, CmpOp, CtDirection, CtKey, CtState, CtStatus, Expr, FibFlags, FibResult, Hook, MetaKey,
-    PayloadBase, Reg, RejectKind, SetRef, SocketKey, Verdict,
+    NatFlags, PayloadBase, Reg, RejectKind, SetRef, SocketKey, Verdict,
 };
 
 use crate::{
     backend::Ports,
     config::Capture,
+    dataplane::nft_family,
     object::{Base, Chain, ChainName, Item, Key, Routing, Rule, SetName, Value, Way},
     pack::{ip_bytes, shape},
 };
@@ -54,17 +58,20 @@ pub(crate) fn skeleton(
     let mut all = BTreeMap::new();
     all.insert(Key::Table(family), Value::Exists);
     let (mark, table) = (capture.mark(), capture.routing_table);
-    let routing = Routing { mark, table, priority: capture.rule_priority };
-    all.insert(Key::Routing(family), Value::Routing(routing));
+    let redirects = capture.redirects();
+    if !redirects {
+        let routing = Routing { mark, table, priority: capture.rule_priority };
+        all.insert(Key::Routing(family), Value::Routing(routing));
+    }
     for set in SetName::all() {
         all.insert(Key::Set(family, set), Value::Set(shape(family, set)));
     }
     for ip in listed(node, family) {
         all.insert(Key::Element(SetName::NodeAddresses, Item::Address(ip)), Value::Exists);
     }
-    let builder = Builder { mark, ports, family, node };
-    for name in ChainName::all() {
-        let chain = Chain { base: base(&name), rules: builder.rules(&name) };
+    let builder = Builder { mark, ports, family, node, redirects };
+    for name in ChainName::all().filter(|name| !redirects || is_for_redirecting(name)) {
+        let chain = Chain { base: base(&name, redirects), rules: builder.rules(&name) };
         all.insert(Key::Chain(family, name), Value::Chain(chain));
     }
     all
@@ -82,8 +89,16 @@ fn listed(node: &FamilyView, family: Family) -> impl Iterator<Item = IpAddr> {
     listed.iter().copied().filter(answers)
 }
 
-fn base(name: &ChainName) -> Option<Base> {
+/// What is translated needs neither marks nor protection.
+const fn is_for_redirecting(name: &ChainName) -> bool {
+    use ChainName::{CaptureOwn, Keep, KeepOwn, Postrouting};
+    !matches!(name, CaptureOwn | Keep | KeepOwn | Postrouting)
+}
+
+fn base(name: &ChainName, redirects: bool) -> Option<Base> {
     let (kind, hook, priority) = match name {
+        ChainName::Output if redirects => ("nat", Hook::Output, BEFORE_NAT),
+        ChainName::Prerouting if redirects => ("nat", Hook::Prerouting, BEFORE_NAT),
         ChainName::Keep => ("nat", Hook::Prerouting, BEFORE_NAT),
         ChainName::KeepOwn => ("nat", Hook::Output, BEFORE_NAT),
         ChainName::Output => ("route", Hook::Output, MANGLE),
@@ -105,6 +120,7 @@ struct Builder<'a> {
     ports: &'a Ports,
     family: Family,
     node: &'a FamilyView,
+    redirects: bool,
 }
 
 impl Builder<'_> {
@@ -121,6 +137,9 @@ impl Builder<'_> {
             ChainName::From(way, origin) => {
                 self.refuse(*way, *origin, &ChainName::Capture(*origin))
             }
+            ChainName::FromOwn(way, origin) if self.redirects => {
+                self.refuse(*way, *origin, &ChainName::Capture(*origin))
+            }
             ChainName::FromOwn(way, origin) => self.refuse(*way, *origin, &ChainName::CaptureOwn),
             ChainName::Keep | ChainName::KeepOwn => {
                 vec![self.rule("captured: it stays as it is").marked().keep_destination()]
@@ -135,13 +154,14 @@ impl Builder<'_> {
     }
 
     fn prerouting(&self) -> Vec<Rule> {
+        if self.redirects {
+            return self.enter_all(ChainName::Classify);
+        }
         let mut rules = vec![
             self.rule("translated by somebody else").translated().accept(),
             self.rule("a connection we have").tcp().not_new().ours().set_mark().accept(),
         ];
-        for way in Way::ALL {
-            rules.extend(self.enter(way, &ChainName::Classify(way)));
-        }
+        rules.extend(self.enter_all(ChainName::Classify));
         // KERNEL: a UDP socket that answers for a frontend would be found before the listener, so
         // this comes last for UDP (net/ipv4/netfilter/nf_tproxy_ipv4.c, v6.12, asks for connected
         // sockets only). ICMP errors about our connections are found as well.
@@ -150,16 +170,22 @@ impl Builder<'_> {
     }
 
     fn output(&self) -> Vec<Rule> {
+        if self.redirects {
+            let sent_by_us = self.rule("sent by us").marked().accept();
+            return iter::once(sent_by_us).chain(self.enter_all(ChainName::ClassifyOwn)).collect();
+        }
         let known = self.rule("a captured connection").tcp().ct_marked().original();
         let mut rules = vec![
             self.rule("translated by somebody else").translated().accept(),
             self.rule("sent by us").transparent().accept(),
             known.set_mark().accept(),
         ];
-        for way in Way::ALL {
-            rules.extend(self.enter(way, &ChainName::ClassifyOwn(way)));
-        }
+        rules.extend(self.enter_all(ChainName::ClassifyOwn));
         rules
+    }
+
+    fn enter_all(&self, next: fn(Way) -> ChainName) -> Vec<Rule> {
+        Way::ALL.into_iter().flat_map(|way| self.enter(way, &next(way))).collect()
     }
 
     /// Packets to a frontend: closed to some sources, or on to their origin.
@@ -218,6 +244,13 @@ impl Builder<'_> {
     fn capture(&self, origin: Origin) -> Vec<Rule> {
         let [tcp, udp] = [Protocol::Tcp, Protocol::Udp]
             .map(|protocol| self.ports.of(self.family, protocol, origin));
+        if self.redirects {
+            let at = self.node.addresses.iter().find(|ip| is_for_everybody(ip));
+            return vec![
+                self.rule("to the listener").tcp().redirect(at, tcp),
+                self.rule("to the listener").udp().redirect(at, udp),
+            ];
+        }
         vec![
             self.rule("to the listener").tcp().set_mark().tproxy(tcp).accept(),
             self.rule("to the listener").udp().set_mark().tproxy(udp).accept(),
@@ -463,13 +496,28 @@ impl RuleBuilder {
             .push(Expr::Tproxy { family, addr: Some(Reg::R1), port: Some(Reg::R2) })
     }
 
+    /// Translates the destination to an address of this machine and, where none is known, to one of
+    /// the interface that the packet came in on.
+    // KERNEL: there the interface has to have one, which those of pods need not have
+    // (net/netfilter/nf_nat_redirect.c, v6.12).
+    fn redirect(self, at: Option<&IpAddr>, port: u16) -> Rule {
+        let family = nft_family(self.family);
+        let port = port.to_be_bytes().to_vec().into();
+        let Some(at) = at else {
+            let ports = Some((Reg::R1, Reg::R1));
+            let rule = self.push(Expr::Immediate { dreg: Reg::R1, value: port });
+            return rule.push(Expr::Redirect { flags: NatFlags::default(), ports }).rule;
+        };
+        self.push(Expr::Immediate { dreg: Reg::R1, value: ip_bytes(*at).into() })
+            .push(Expr::Immediate { dreg: Reg::slot(4), value: port })
+            .push(Expr::Nat(nft::Nat::dnat(family, Reg::R1, Some(Reg::slot(4)))))
+            .rule
+    }
+
     /// Translates the destination to what it is.
     fn keep_destination(self) -> Rule {
         let (offset, len) = self.address(true);
-        let family = match self.family {
-            Family::V4 => nft::Family::Ipv4,
-            Family::V6 => nft::Family::Ipv6,
-        };
+        let family = nft_family(self.family);
         let rule = self.payload(PayloadBase::NETWORK, offset, len, Reg::R1);
         rule.push(Expr::Nat(nft::Nat::dnat(family, Reg::R1, None))).rule
     }
@@ -494,6 +542,15 @@ impl RuleBuilder {
     fn end(self) -> Rule {
         self.rule
     }
+}
+
+/// Packets from anywhere can have it as their destination.
+fn is_for_everybody(ip: &IpAddr) -> bool {
+    let link_local = match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    };
+    !ip.is_loopback() && !link_local
 }
 
 fn ifname(name: &str) -> Vec<u8> {

@@ -26,7 +26,7 @@ use crate::{
     relay::{Progress, Way, relay},
     service::{Counted, Endpoint},
     shared::{Place, Shared, count},
-    socket::{is_exhaustion, set_keepalive},
+    socket::{Stance, is_exhaustion, original_destination, set_keepalive},
     table::Live,
 };
 
@@ -142,7 +142,12 @@ fn admit(
 ) -> Option<(Arc<Live>, Pool, Snat)> {
     let (live, origin) = match place {
         Place::Captured(origin) => {
-            (shared.table.find(client.local_addr().ok()?, Protocol::Tcp)?, origin)
+            let local = client.local_addr().ok()?;
+            let to = match shared.stance() {
+                Stance::Marked(_) => original_destination(client, local).ok()?,
+                Stance::Plain | Stance::Transparent => local,
+            };
+            (shared.table.find(to, Protocol::Tcp)?, origin)
         }
         Place::Named(key) => (shared.table.route(&key)?, shared.table.origin(peer.ip())),
     };

@@ -7,19 +7,24 @@ use std::{
     cell::RefCell,
     collections::BTreeMap,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU32, Ordering::Relaxed},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
+use futures_util::FutureExt;
 use nix::errno::Errno;
 use proxier_core::{
     Protocol,
     conntrack::{Flow, FlowFilter},
     ir::{FrontendKey, Origin, Verdict, WayIn},
+};
+use proxier_netlink::{
+    NetNs,
+    ct::{Conntrack, Layer4, Tuple},
 };
 use tokio::{io::Interest, net::UdpSocket, task::AbortHandle, time::timeout_at};
 use tracing::debug;
@@ -30,7 +35,7 @@ use crate::{
     dial::source,
     service::Counted,
     shared::{Place, Shared, add, count},
-    socket::{is_taken, udp_answering, udp_outgoing},
+    socket::{Stance, is_taken, udp_answering, udp_outgoing},
     table::Live,
 };
 
@@ -39,11 +44,19 @@ const DATAGRAM_BYTES: usize = 1 << 16;
 /// Datagrams after which others have their turn.
 const TURN: usize = 64;
 
+/// Silence after which a session of redirected datagrams ends at the latest. Who comes from that port
+/// later may want something else.
+// KERNEL: connection tracking forgets a flow after nf_conntrack_udp_timeout, 30 s unless set
+// (net/netfilter/nf_conntrack_proto_udp.c, v6.12).
+const REDIRECTED_IDLE: Duration = Duration::from_secs(25);
+
 thread_local! {
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; DATAGRAM_BYTES].into());
+    static CONNTRACK: RefCell<Option<Conntrack>> = const { RefCell::new(None) };
 }
 
-/// Who talks to what: client, and the address it sends to.
+/// Who talks to what: client, and the address that its datagrams come in at. Where they are redirected
+/// this is one of the listener's, and connection tracking sees to it that pairs differ.
 type Pair = (SocketAddr, SocketAddr);
 
 /// The sessions of one worker.
@@ -88,8 +101,8 @@ struct Session {
 enum Answer {
     /// From a socket of the frontend's address.
     From(Arc<socket2::Socket>),
-    /// From the socket that the question came in on.
-    Same(Arc<UdpSocket>),
+    /// From the socket that the question came in on, and the address if it has many.
+    Same(Arc<UdpSocket>, Option<IpAddr>),
 }
 
 impl Sessions {
@@ -142,15 +155,19 @@ impl Session {
     /// When it ends unless something happens.
     fn deadline(&self, shared: &Shared) -> Instant {
         let udp = &shared.config.udp;
+        let idle = match shared.stance() {
+            Stance::Marked(_) => udp.idle.min(REDIRECTED_IDLE),
+            Stance::Plain | Stance::Transparent => udp.idle,
+        };
         let done = self.answered.load(Relaxed) >= self.asked.load(Relaxed);
-        let idle = if self.one_for_one && done { udp.answered.min(udp.idle) } else { udp.idle };
+        let idle = if self.one_for_one && done { udp.answered.min(idle) } else { idle };
         *self.used() + idle
     }
 
     fn answer(&self, train: &Train<'_>) -> Result<(), Errno> {
         match &self.answer {
-            Answer::From(socket) => train.send(&**socket, Some(self.client)),
-            Answer::Same(socket) => train.send(&**socket, Some(self.client)),
+            Answer::From(socket) => train.send(&**socket, Some(self.client), None),
+            Answer::Same(socket, from) => train.send(&**socket, Some(self.client), *from),
         }
     }
 }
@@ -193,9 +210,10 @@ impl Listener {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 other => other?,
             };
-            let to = match self.place {
-                Place::Captured(_) => received.to,
-                Place::Named(_) => Some(self.at),
+            let to = match self.shared.stance() {
+                Stance::Marked(_) => received.to.map(|it| SocketAddr::new(it.ip(), self.at.port())),
+                Stance::Plain => Some(self.at),
+                Stance::Transparent => received.to,
             };
             let train = Train::new(&received, buffer);
             let forwarded = received.from.zip(to).and_then(|pair| self.forward(pair, &train));
@@ -219,7 +237,7 @@ impl Listener {
             };
             *session.used() = now;
             session.asked.fetch_add(train.count(), Relaxed);
-            match train.send(&session.upstream, None) {
+            match train.send(&session.upstream, None, None) {
                 Ok(()) => {
                     session.counted.to_endpoint(train.bytes.len());
                     return Some(());
@@ -252,6 +270,10 @@ impl Listener {
         let table = &self.shared.table;
         match self.place {
             Place::Captured(origin) => {
+                let to = match self.shared.stance() {
+                    Stance::Marked(_) => original_destination((client, to))?,
+                    Stance::Plain | Stance::Transparent => to,
+                };
                 let live = table.find(to, Protocol::Udp)?;
                 let (way_in, port) = (WayIn::Address(to.ip()), to.port().try_into().ok()?);
                 Some((live, origin, FrontendKey { way_in, port, protocol: Protocol::Udp }))
@@ -277,22 +299,23 @@ impl Listener {
         let service = &live.service;
         let choose = |not| service.choose(pool, client.ip(), not, now);
         let endpoint = choose(tried).or_else(|| choose(&[]))?;
-        let transparent = self.shared.is_transparent();
+        let stance = self.shared.stance();
         let addr = endpoint.member.addr;
         let from = source(&self.shared, snat, client, &endpoint);
-        let upstream = match udp_outgoing(addr, from, transparent) {
+        let upstream = match udp_outgoing(addr, from, stance) {
             Err(error)
                 if is_taken(&error)
                     && let Some(from) = from =>
             {
-                udp_outgoing(addr, Some(SocketAddr::new(from.ip(), 0)), transparent)
+                udp_outgoing(addr, Some(SocketAddr::new(from.ip(), 0)), stance)
             }
             other => other,
         };
         let upstream = upstream.and_then(|socket| UdpSocket::from_std(socket.into())).ok()?;
-        let answer = match self.place {
-            Place::Captured(_) => Answer::From(self.sessions().answering(to).ok()?),
-            Place::Named(_) => Answer::Same(Arc::clone(&self.socket)),
+        let answer = match stance {
+            Stance::Marked(_) => Answer::Same(Arc::clone(&self.socket), Some(to.ip())),
+            Stance::Plain => Answer::Same(Arc::clone(&self.socket), None),
+            Stance::Transparent => Answer::From(self.sessions().answering(to).ok()?),
         };
         let frontend = match key.way_in {
             WayIn::Address(ip) => SocketAddr::new(ip, key.port.get()),
@@ -319,6 +342,23 @@ impl Listener {
         }
         Some(session)
     }
+}
+
+/// Where redirected datagrams were sent to. `None` when nobody knows.
+fn original_destination((client, local): Pair) -> Option<SocketAddr> {
+    let layer4 = Layer4::Ports { src: local.port(), dst: client.port() };
+    let protocol = Protocol::Udp.number();
+    let reply = Tuple { src: local.ip(), dst: client.ip(), protocol, layer4, zone: None };
+    CONNTRACK.with_borrow_mut(|socket| {
+        let socket = match socket {
+            Some(socket) => socket,
+            // A worker lives in the namespace of the proxier.
+            None => socket.insert(Conntrack::open(&NetNs::Current).ok()?),
+        };
+        // The kernel answers while it is asked: there is nothing to wait for.
+        let flow = socket.answered(&reply).now_or_never()?.ok()??;
+        Some(SocketAddr::new(flow.orig.dst, flow.orig.dst_port()?))
+    })
 }
 
 fn sessions(shared: &Shared, worker: usize) -> MutexGuard<'_, Sessions> {

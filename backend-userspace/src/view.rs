@@ -146,9 +146,9 @@ impl Machine<'_> {
                 Expr::Socket { .. } => return Ok(None),
                 Expr::MetaSet { key: MetaKey::MARK, .. } => marked = true,
                 Expr::CtSet { .. } => {}
-                Expr::Tproxy { .. } => {
+                Expr::Tproxy { .. } | Expr::Redirect { .. } | Expr::Nat(_) => {
                     let ChainName::Capture(origin) = chain else {
-                        return Err(format!("tproxy in {chain}"));
+                        return Err(format!("{expr:?} in {chain}"));
                     };
                     return Ok(Some(Step::Decided(Fate::Captured(*origin))));
                 }

@@ -4,7 +4,13 @@
 //! They are not the embedder's: its runtime may be busy with other things, and its threads live in
 //! another namespace. They start with the first thing to do and end with the proxier.
 
-use std::{collections::BTreeMap, io, sync::Arc, thread::JoinHandle};
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    thread::JoinHandle,
+};
 
 use proxier_core::{
     Family, Protocol,
@@ -23,7 +29,7 @@ use crate::{
     backend::Ports,
     object::ORIGINS,
     shared::{Place, Shared},
-    socket::{tcp_listener, udp_listener},
+    socket::{Stance, tcp_listener, udp_listener},
     tcp, udp,
 };
 
@@ -67,11 +73,8 @@ impl Workers {
         for family in families {
             for protocol in [Protocol::Tcp, Protocol::Udp] {
                 for origin in ORIGINS {
-                    let at = match family {
-                        Family::V4 => ([127, 0, 0, 1], 0).into(),
-                        Family::V6 => (std::net::Ipv6Addr::LOCALHOST, 0).into(),
-                    };
-                    let (sockets, port) = self.inside(|| self.group(at, protocol, true))?;
+                    let ip = self.captured_at(*family);
+                    let (sockets, port) = self.inside(|| self.group((ip, 0).into(), protocol))?;
                     ports.set(*family, protocol, origin, port);
                     captured.push((origin, protocol, sockets));
                 }
@@ -81,19 +84,25 @@ impl Workers {
         Ok(ports)
     }
 
+    /// Where captured traffic goes to: what is redirected, to some address of this machine.
+    fn captured_at(&self, family: Family) -> IpAddr {
+        match (family, self.shared.stance()) {
+            (Family::V4, Stance::Marked(_)) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            (Family::V6, Stance::Marked(_)) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+            (Family::V4, _) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            (Family::V6, _) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        }
+    }
+
     /// A socket for each worker, all on one port.
-    fn group(
-        &self,
-        mut at: std::net::SocketAddr,
-        protocol: Protocol,
-        captured: bool,
-    ) -> io::Result<(Vec<Socket>, u16)> {
+    fn group(&self, mut at: SocketAddr, protocol: Protocol) -> io::Result<(Vec<Socket>, u16)> {
+        let stance = self.shared.stance();
         let mut sockets = Vec::new();
         for _ in 0..self.count {
             let socket = match protocol {
-                Protocol::Udp => udp_listener(at, captured)?,
+                Protocol::Udp => udp_listener(at, stance)?,
                 Protocol::Tcp | Protocol::Sctp => {
-                    tcp_listener(at, captured, self.shared.config.tcp.keepalive)?
+                    tcp_listener(at, stance, self.shared.config.tcp.keepalive)?
                 }
             };
             let bound = socket.local_addr()?.as_socket().map_or(0, |it| it.port());
@@ -130,12 +139,12 @@ impl Workers {
     }
 
     /// Listens for a frontend at an address, with every worker.
-    pub(crate) fn listen(&self, key: FrontendKey, at: std::net::SocketAddr) -> io::Result<()> {
-        let (sockets, port) = self.inside(|| self.group(at, key.protocol, false))?;
+    pub(crate) fn listen(&self, key: FrontendKey, at: SocketAddr) -> io::Result<()> {
+        let (sockets, port) = self.inside(|| self.group(at, key.protocol))?;
         for (worker, socket) in self.running.iter().zip(sockets) {
             worker.tell(Command::Open(Place::Named(key), key.protocol, socket));
         }
-        self.shared.listeners().insert(key, std::net::SocketAddr::new(at.ip(), port));
+        self.shared.listeners().insert(key, SocketAddr::new(at.ip(), port));
         Ok(())
     }
 

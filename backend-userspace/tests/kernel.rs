@@ -11,7 +11,7 @@
 use std::process::Command;
 
 use proxier_backend_userspace::{
-    Capture, Config, Key, Listen, Userspace, UserspaceDataplane, Value, engine, probe,
+    Capture, Config, Key, Listen, Method, Userspace, UserspaceDataplane, Value, engine, probe,
 };
 use proxier_core::{
     Family, Proxier,
@@ -36,7 +36,13 @@ impl Ns {
     }
 
     fn engine(&self) -> TestEngine {
-        engine(&Config::default(), &self.0, &Family::ALL).expect("an engine")
+        self.engine_with(Method::Auto)
+    }
+
+    fn engine_with(&self, method: Method) -> TestEngine {
+        let listen = Listen::Capture(Capture { method, ..Capture::default() });
+        let config = Config { listen, ..Config::default() };
+        engine(&config, &self.0, &Family::ALL).expect("an engine")
     }
 
     fn run(&self, line: &str) -> String {
@@ -94,6 +100,15 @@ async fn sync(engine: &mut TestEngine, store: &mut Store) -> proxier_core::SyncR
 
 #[tokio::test]
 async fn what_is_synced_is_what_is_read_back_and_nft_can_load_it() {
+    read_back(Method::Tproxy, ["tproxy to 127.0.0.1:", "tproxy to [::1]:"]).await;
+}
+
+#[tokio::test]
+async fn so_it_is_where_traffic_is_redirected() {
+    read_back(Method::Redirect, ["dnat to 172.20.7.11:", "dnat to [fd41:7::11]:"]).await;
+}
+
+async fn read_back(method: Method, leads: [&str; 2]) {
     let listed = vec!["172.16.0.0/12".parse().unwrap(), "127.0.0.0/8".parse().unwrap()];
     let other = NodeEnv {
         detect_local: DetectLocal::InterfaceNamePrefix("veth".to_owned()),
@@ -105,7 +120,7 @@ async fn what_is_synced_is_what_is_read_back_and_nft_can_load_it() {
     let interface = DetectLocal::BridgeInterface("cni0".to_owned());
     let ns = Ns::new();
     let before = ns.state();
-    let mut engine = ns.engine();
+    let mut engine = ns.engine_with(method);
     let worlds = [
         env(),
         other,
@@ -119,10 +134,7 @@ async fn what_is_synced_is_what_is_read_back_and_nft_can_load_it() {
         // nft prints what it can read.
         let text = ns.run("nft list ruleset");
         ns.run("nft list ruleset > $$.nft && nft -c -f $$.nft && rm $$.nft");
-        assert!(
-            text.contains("tproxy to 127.0.0.1:") && text.contains("tproxy to [::1]:"),
-            "{text}"
-        );
+        assert!(leads.iter().all(|lead| text.contains(lead)), "{text}");
     }
     let again = sync(&mut engine, &mut store(env())).await;
     assert!(again.ops.total() > 0);
@@ -148,6 +160,28 @@ async fn the_next_process_takes_over_with_its_own_listeners_only() {
     assert_eq!((report.ops.add, report.ops.set, report.ops.del), (of_process, 6, 0));
     drop((first, second));
     // One that never synced cleans up after both.
+    ns.engine().cleanup().await.unwrap();
+    assert_eq!(ns.state(), before);
+}
+
+#[tokio::test]
+async fn another_method_takes_over_from_either() {
+    let ns = Ns::new();
+    let before = ns.state();
+    let unknown = NodeEnv { interface_addresses: Vec::new(), ..env() };
+    for method in [Method::Tproxy, Method::Redirect, Method::Tproxy, Method::Redirect] {
+        let mut engine = ns.engine_with(method);
+        // The table has chains of another kind: it is made anew, and what was there before is gone.
+        let store = store(unknown.clone());
+        if engine.sync(store.reset()).await.is_err() {
+            engine.sync(store.reset()).await.unwrap();
+        }
+        assert_eq!(engine.audit().await.unwrap().ops.total(), 0);
+        let (text, redirects) = (ns.state(), method == Method::Redirect);
+        assert_eq!(text.contains("tproxy to"), !redirects, "{text}");
+        assert_eq!(text.contains("redirect to :"), redirects, "{text}");
+        assert_eq!(text.contains("lookup 29520"), !redirects, "{text}");
+    }
     ns.engine().cleanup().await.unwrap();
     assert_eq!(ns.state(), before);
 }
@@ -189,6 +223,7 @@ async fn two_instances_share_a_namespace() {
     let before = ns.state();
     let mut one = ns.engine();
     let capture = Capture {
+        method: Method::Auto,
         table: "other".to_owned(),
         mark_bit: 15,
         routing_table: 29_521,
@@ -210,9 +245,12 @@ async fn two_instances_share_a_namespace() {
 async fn probing_says_yes_and_leaves_nothing() {
     let ns = Ns::new();
     let before = ns.state();
-    let found = probe(&ns.0, &Family::ALL).await;
-    assert!(found.available, "{found:?}");
-    assert_eq!(ns.state(), before);
+    for method in [Method::Auto, Method::Redirect, Method::Tproxy] {
+        let found = probe(&ns.0, method, &Family::ALL).await;
+        assert!(found.available, "{found:?}");
+        assert_eq!(found.reasons.is_empty(), method != Method::Redirect, "{found:?}");
+        assert_eq!(ns.state(), before);
+    }
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ mod common;
 use std::{os::unix::fs::PermissionsExt, path::PathBuf, process::Command};
 
 use common::*;
-use proxier_backend_userspace::{Config, engine, probe};
+use proxier_backend_userspace::{Config, Method, engine, probe};
 use proxier_core::{Family, Protocol};
 use proxier_netlink::NetNs;
 use tokio::net::UdpSocket;
@@ -60,7 +60,7 @@ fn work() {
     assert!(status.contains("CapEff:\t0000000000000000"), "{status}");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let found = probe(&NetNs::Current, &Family::ALL).await;
+        let found = probe(&NetNs::Current, Method::Auto, &Family::ALL).await;
         let reasons = found.reasons.join("\n");
         assert!(!found.available && reasons.contains("Listen::Addresses"), "{reasons}");
         assert!(reasons.contains("CAP_NET_ADMIN"), "{reasons}");

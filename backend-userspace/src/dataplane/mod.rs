@@ -392,7 +392,9 @@ impl Dataplane<Userspace> for UserspaceDataplane {
             .map(|it| it.lock().unwrap_or_else(PoisonError::into_inner).forget(filters))
             .sum();
         let Some(kernel) = &mut self.kernel else { return Ok(ended) };
-        let translated = |flow: &ct::Flow| flow.status.contains(CtStatus::DST_NAT);
+        // What is redirected has to be looked at again, as in every mode that translates.
+        let redirects = kernel.capture.redirects();
+        let translated = |flow: &ct::Flow| redirects || flow.status.contains(CtStatus::DST_NAT);
         let anywhere = |filter: &FlowFilter| FlowFilter { keep: Vec::new(), ..filter.clone() };
         let to_frontends: Vec<_> = filters.iter().map(anywhere).collect();
         let conntrack = &mut kernel.conntrack;

@@ -6,6 +6,7 @@ use std::{
 };
 
 use futures_util::{StreamExt, TryStreamExt, pin_mut};
+use nix::libc::EOPNOTSUPP;
 use proxier_core::Family;
 use proxier_netlink::NetNs;
 use rtnetlink::{
@@ -22,6 +23,9 @@ use crate::object::Routing;
 /// The index of `lo`.
 // KERNEL: LOOPBACK_IFINDEX (include/net/flow.h, v6.12), the same in every namespace.
 const LO: u32 = 1;
+
+/// A mark, priority and routing table that are nobody's: "none", in ASCII.
+const NOBODYS: u32 = 0x6e6f_6e65;
 
 /// A connection to rtnetlink in a network namespace.
 #[derive(Clone, Debug)]
@@ -52,6 +56,19 @@ impl RouteSocket {
         exists_is_fine(rule.execute().await)?;
         let route = route(family, routing.table);
         exists_is_fine(self.0.route().add(route).execute().await)
+    }
+
+    /// Finds out whether rules can be changed, by removing one that nobody has.
+    pub(crate) async fn try_rules(&self, family: Family) -> io::Result<()> {
+        let mut rule = RuleMessage::default();
+        rule.header.family = address_family(family);
+        rule.header.action = RuleAction::ToTable;
+        let (mark, priority) = (RuleAttribute::FwMark(NOBODYS), RuleAttribute::Priority(NOBODYS));
+        rule.attributes.extend([RuleAttribute::Table(NOBODYS), mark, priority]);
+        match said(self.0.rule().del(rule).execute().await) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
     }
 
     /// Removes every rule that leads to our table, and every route in it.
@@ -100,7 +117,11 @@ impl RouteSocket {
             Family::V6 => IpVersion::V6,
         };
         let stream = self.0.rule().get(version).execute();
-        said(stream.try_collect().await)
+        match said(stream.try_collect().await) {
+            // A kernel without policy routing has no rules.
+            Err(error) if error.raw_os_error() == Some(EOPNOTSUPP) => Ok(Vec::new()),
+            other => other,
+        }
     }
 
     async fn routes(&self, family: Family, table: u32) -> io::Result<Vec<RouteMessage>> {
