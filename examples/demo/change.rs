@@ -208,8 +208,8 @@ fn without(slice: &EndpointSlice, ip: IpAddr) -> EndpointSlice {
             terminating: Some(it.terminating),
         },
         hints: api::EndpointHints {
-            for_zones: hints(&it.zone_hints),
-            for_nodes: hints(&it.node_hints),
+            for_zones: hints(it.zone_hints()),
+            for_nodes: hints(it.node_hints()),
         },
     });
     let object = api::EndpointSlice {

@@ -40,7 +40,8 @@ pub(crate) struct Claims {
 impl Claims {
     /// Adds a claim. Returns who loses the frontend by it.
     pub(crate) fn add(&mut self, key: FrontendKey, claim: Claim) -> Option<FragmentId> {
-        let claims = self.by_key.entry(key).or_default();
+        // Hardly any frontend has two: room for one.
+        let claims = self.by_key.entry(key).or_insert_with(|| Vec::with_capacity(1));
         let place = claims.partition_point(|known| known.age_order(&claim).is_lt());
         if claims.get(place) == Some(&claim) {
             return None;

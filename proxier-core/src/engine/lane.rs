@@ -124,6 +124,15 @@ impl<B: Backend> Lane<B> {
     pub(super) fn want(&mut self, items: &[Item], node: Arc<NodeView>, revision: Revision) {
         self.node = node;
         self.desired = revision;
+        if self.slots.is_empty() {
+            // Built at once from sorted items, the tree has no room left in its nodes.
+            let slot = |(id, desired): &Item| {
+                let desired = Some(Arc::clone(desired.as_ref()?));
+                Some((id.clone(), Slot { desired, installed: None }))
+            };
+            self.slots = items.iter().filter_map(slot).collect();
+            return;
+        }
         for (id, desired) in items {
             if let Some(slot) = self.slots.get_mut(id) {
                 slot.desired.clone_from(desired);

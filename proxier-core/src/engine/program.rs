@@ -143,6 +143,8 @@ impl<B: Backend, D: Dataplane<B>> Run<'_, B, D> {
                 self.program_skeleton().await?;
             }
             self.program(items).await?;
+        } else {
+            drop(items);
         }
         if !self.lane.known {
             return self.reconcile().await;

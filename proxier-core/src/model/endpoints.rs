@@ -45,10 +45,31 @@ pub struct Endpoint {
     pub serving: bool,
     /// About to go.
     pub terminating: bool,
+    /// Who should use it, if anybody in particular.
+    pub hints: Option<Box<Hints>>,
+}
+
+/// Who should use an endpoint.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
+pub struct Hints {
+    /// The zones that should.
+    pub zones: Box<[Arc<str>]>,
+    /// The nodes that should.
+    pub nodes: Box<[Arc<str>]>,
+}
+
+impl Endpoint {
     /// Zones that should use it; empty without hints.
-    pub zone_hints: Box<[Arc<str>]>,
+    #[must_use]
+    pub fn zone_hints(&self) -> &[Arc<str>] {
+        self.hints.as_ref().map(|hints| &*hints.zones).unwrap_or_default()
+    }
+
     /// Nodes that should use it; empty without hints.
-    pub node_hints: Box<[Arc<str>]>,
+    #[must_use]
+    pub fn node_hints(&self) -> &[Arc<str>] {
+        self.hints.as_ref().map(|hints| &*hints.nodes).unwrap_or_default()
+    }
 }
 
 /// Some of the endpoints of a Service, in one family.
@@ -58,8 +79,8 @@ pub struct EndpointSlice {
     service: ObjectName,
     family: Family,
     weight: Option<u16>,
-    ports: Vec<SlicePort>,
-    endpoints: Vec<Endpoint>,
+    ports: Box<[SlicePort]>,
+    endpoints: Box<[Endpoint]>,
     #[serde(skip)]
     triggered: Option<SystemTime>,
 }
@@ -190,7 +211,7 @@ fn intern(names: &mut Names, name: &str) -> Arc<str> {
     name
 }
 
-fn ports(listed: &[api::EndpointPort], check: &mut Checker) -> Vec<SlicePort> {
+fn ports(listed: &[api::EndpointPort], check: &mut Checker) -> Box<[SlicePort]> {
     let mut found = Vec::with_capacity(listed.len());
     for (index, port) in listed.iter().enumerate() {
         let field = |name: &str| format!("ports[{index}].{name}");
@@ -211,7 +232,7 @@ fn ports(listed: &[api::EndpointPort], check: &mut Checker) -> Vec<SlicePort> {
             ),
         }
     }
-    found
+    found.into()
 }
 
 fn read_endpoint(
@@ -237,15 +258,14 @@ fn read_endpoint(
     let mut hints = |listed: &[api::Hint]| {
         listed.iter().map(|hint| intern(names, &hint.name)).collect::<Box<[_]>>()
     };
-    let (zone_hints, node_hints) =
-        (hints(&endpoint.hints.for_zones), hints(&endpoint.hints.for_nodes));
+    let hints =
+        Hints { zones: hints(&endpoint.hints.for_zones), nodes: hints(&endpoint.hints.for_nodes) };
     Some(Endpoint {
         ip,
         node: endpoint.node_name.as_deref().map(|name| intern(names, name)),
         ready: endpoint.conditions.ready.unwrap_or(true),
         serving: endpoint.conditions.serving.unwrap_or(true),
         terminating: endpoint.conditions.terminating.unwrap_or(false),
-        zone_hints,
-        node_hints,
+        hints: (hints != Hints::default()).then(|| Box::new(hints)),
     })
 }

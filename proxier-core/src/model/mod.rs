@@ -10,7 +10,7 @@ mod store;
 mod tuning;
 
 pub use address::{parse_ip, parse_net};
-pub use endpoints::{Endpoint, EndpointSlice, SlicePort};
+pub use endpoints::{Endpoint, EndpointSlice, Hints, SlicePort};
 pub use node::{DetectLocal, NodeEnv, NodePortAddresses};
 pub use problem::{Problem, Read};
 pub use service::{PortView, Service, ServicePort, ServiceType, TrafficPolicy};

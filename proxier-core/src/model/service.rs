@@ -74,14 +74,14 @@ pub struct Service {
     created: Option<Arc<str>>,
     service_type: ServiceType,
     cluster_ips: [Option<IpAddr>; 2],
-    external_ips: Vec<IpAddr>,
-    lb_vips: Vec<IpAddr>,
-    source_ranges: Vec<IpNet>,
+    external_ips: Box<[IpAddr]>,
+    lb_vips: Box<[IpAddr]>,
+    source_ranges: Box<[IpNet]>,
     affinity: Option<NonZeroU32>,
     external_policy: TrafficPolicy,
     internal_policy: TrafficPolicy,
     health_check_node_port: Option<NonZeroU16>,
-    ports: Vec<ServicePort>,
+    ports: Box<[ServicePort]>,
     /// `None` for a Service without annotations of ours.
     tuning: Option<Box<Tuning>>,
 }
@@ -340,7 +340,7 @@ fn cluster_ips(spec: &api::ServiceSpec, check: &mut Checker) -> [Option<IpAddr>;
     for (index, (text, _)) in listed.iter().zip(&spec.ip_families).enumerate() {
         take(format!("spec.clusterIPs[{index}]"), text);
     }
-    found
+    found.into()
 }
 
 #[expect(single_use_lifetimes, reason = "an anonymous lifetime is not stable in impl Trait")]
@@ -348,7 +348,7 @@ fn addresses<'a>(
     field: &str,
     texts: impl Iterator<Item = (usize, &'a str)>,
     check: &mut Checker,
-) -> Vec<IpAddr> {
+) -> Box<[IpAddr]> {
     let mut found = Vec::new();
     for (index, text) in texts {
         match parse_ip(text) {
@@ -360,7 +360,7 @@ fn addresses<'a>(
             ),
         }
     }
-    found
+    found.into()
 }
 
 // K8S: KEP-1860: addresses in `Proxy` mode must be reached through the real balancer.
@@ -371,7 +371,7 @@ fn vips(ingress: &[api::LoadBalancerIngress]) -> impl Iterator<Item = (usize, &s
     ingress.iter().enumerate().filter(leads_here).map(|(index, point)| (index, point.ip.as_str()))
 }
 
-fn source_ranges(texts: &[String], check: &mut Checker) -> Vec<IpNet> {
+fn source_ranges(texts: &[String], check: &mut Checker) -> Box<[IpNet]> {
     let mut found = Vec::new();
     for (index, text) in texts.iter().enumerate() {
         let field = || format!("spec.loadBalancerSourceRanges[{index}]");
@@ -385,7 +385,7 @@ fn source_ranges(texts: &[String], check: &mut Checker) -> Vec<IpNet> {
             None => check.report(field(), format!("{text:?} is not a CIDR: skipped")),
         }
     }
-    found
+    found.into()
 }
 
 fn affinity(spec: &api::ServiceSpec, check: &mut Checker) -> Option<NonZeroU32> {
@@ -433,7 +433,7 @@ fn health_check_node_port(
     valid
 }
 
-fn ports(listed: &[api::ServicePort], check: &mut Checker) -> Vec<ServicePort> {
+fn ports(listed: &[api::ServicePort], check: &mut Checker) -> Box<[ServicePort]> {
     let mut found: Vec<ServicePort> = Vec::with_capacity(listed.len());
     let mut names = BTreeSet::new();
     for (index, port) in listed.iter().enumerate() {
@@ -477,5 +477,5 @@ fn ports(listed: &[api::ServicePort], check: &mut Checker) -> Vec<ServicePort> {
         let name = port.name.as_str().into();
         found.push(ServicePort { name, protocol, port: port_number, node_port });
     }
-    found
+    found.into()
 }

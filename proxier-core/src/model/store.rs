@@ -108,7 +108,7 @@ pub struct Trigger {
 pub struct Store {
     env: NodeEnv,
     view: Arc<NodeView>,
-    services: BTreeMap<ObjectName, Service>,
+    services: BTreeMap<ObjectName, Box<Service>>,
     slices: BTreeMap<ObjectName, Arc<EndpointSlice>>,
     /// The slices of each Service, by name.
     slices_of: HashMap<ObjectName, Vec<Arc<EndpointSlice>>>,
@@ -117,7 +117,7 @@ pub struct Store {
     fragments: BTreeMap<ObjectName, Vec<Arc<Fragment>>>,
     dirty: BTreeSet<ObjectName>,
     /// What the Services that were edited since the last update were before.
-    edited: BTreeMap<ObjectName, Option<Service>>,
+    edited: BTreeMap<ObjectName, Option<Box<Service>>>,
     /// The Services of the slices that were edited since the last update.
     edited_slices: BTreeSet<ObjectName>,
     slice_changes: usize,
@@ -226,7 +226,7 @@ impl Store {
 
     /// The Services that are proxied, by name.
     pub fn services(&self) -> impl Iterator<Item = &Service> {
-        self.services.values()
+        self.services.values().map(|service| &**service)
     }
 
     /// The fragments of the last update, by id.
@@ -259,7 +259,7 @@ impl Store {
         family: Family,
     ) -> BTreeMap<(Arc<str>, Protocol), Vec<Candidate<'_>>> {
         let slices = self.slices_of.get(service).map(Vec::as_slice).unwrap_or_default();
-        let weights = self.services.get(service);
+        let weights = self.service(service);
         let of_family = slices.iter().filter(|slice| slice.family() == family);
         let ports = of_family.flat_map(|slice| slice.ports());
         let names: BTreeSet<_> =
@@ -303,7 +303,7 @@ impl Store {
     /// The Service of that name, if it is proxied.
     #[must_use]
     pub fn service(&self, name: &ObjectName) -> Option<&Service> {
-        self.services.get(name)
+        self.services.get(name).map(|service| &**service)
     }
 
     /// What has changed since the last [`take`](Self::take). O(changed).
@@ -367,7 +367,7 @@ impl Store {
     }
 
     fn set_service(&mut self, service: Service) {
-        if self.services.get(service.name()) == Some(&service) {
+        if self.service(service.name()) == Some(&service) {
             return;
         }
         self.note_edit(service.name(), Some(&service));
@@ -379,7 +379,7 @@ impl Store {
                 self.dirty.insert(loser.service);
             }
         }
-        self.services.insert(service.name().clone(), service);
+        self.services.insert(service.name().clone(), Box::new(service));
     }
 
     fn delete_service(&mut self, name: &ObjectName) {
@@ -393,7 +393,7 @@ impl Store {
             Some(before) => before.as_ref(),
             None => self.services.get(name),
         };
-        if before == after {
+        if before.map(|before| &**before) == after {
             self.edited.remove(name);
         } else if !self.edited.contains_key(name) {
             self.edited.insert(name.clone(), before.cloned());
@@ -550,8 +550,8 @@ fn merge<'a>(
                 .and_then(|service| service.endpoint_weight(endpoint.ip))
                 .or(weight)
                 .unwrap_or(1),
-            zone_hints: &endpoint.zone_hints,
-            node_hints: &endpoint.node_hints,
+            zone_hints: endpoint.zone_hints(),
+            node_hints: endpoint.node_hints(),
         })
         .collect();
     merged.sort_by_key(|it| (it.addr, it.terminating, !it.ready));
