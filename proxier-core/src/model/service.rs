@@ -340,7 +340,7 @@ fn cluster_ips(spec: &api::ServiceSpec, check: &mut Checker) -> [Option<IpAddr>;
     for (index, (text, _)) in listed.iter().zip(&spec.ip_families).enumerate() {
         take(format!("spec.clusterIPs[{index}]"), text);
     }
-    found.into()
+    found
 }
 
 #[expect(single_use_lifetimes, reason = "an anonymous lifetime is not stable in impl Trait")]
