@@ -46,7 +46,6 @@ mod dataplane;
 mod factory;
 mod mark;
 mod object;
-mod pack;
 mod prepare;
 mod probe;
 mod render;

@@ -1,23 +1,9 @@
 //! Finds out whether the mode works here, and says why not. Changes nothing.
 
 use proxier_core::{Family, Suitability, ir::FamilyView};
-use proxier_netlink::{
-    NetNs,
-    ipvs::Ipvs as IpvsSocket,
-    nft::{NftError, NftSocket, Transaction},
-};
+use proxier_netlink::{NetNs, gate, ipvs::Ipvs as IpvsSocket};
 
-use crate::{
-    backend::Op,
-    config::Config,
-    dataplane::{Batch, nft_family},
-    object::Key,
-    prepare::tracks,
-    skeleton::skeleton,
-};
-
-/// A name that is nobody's.
-const PROBE: &str = "proxier-probe";
+use crate::{config::Config, object::part, prepare::tracks, skeleton::skeleton};
 
 /// Finds out whether the mode works in a network namespace, in these families.
 ///
@@ -60,29 +46,6 @@ async fn schedulers(netns: &NetNs) -> Result<Vec<&'static str>, String> {
 }
 
 async fn try_rules(netns: &NetNs, family: Family) -> Result<(), String> {
-    let mut socket = NftSocket::open(netns).map_err(|error| error.to_string())?;
     let objects = skeleton(&Config::default(), family, &FamilyView::default());
-    let ours = objects.into_iter().filter(|(key, _)| !matches!(key, Key::Link(_)));
-    let ops: Vec<_> = ours.map(|(key, value)| Op::Add(key, value)).collect();
-    let mut tx = match Batch::encode(family, PROBE, &ops) {
-        Ok(tx) => tx,
-        Err(_) => Transaction::new(),
-    };
-    let end = u32::try_from(ops.len()).unwrap_or(u32::MAX);
-    tx.op(end);
-    tx.del_chain(nft_family(family), PROBE, PROBE);
-    match socket.commit(&tx).await {
-        // Everything but the deletion of what does not exist was taken.
-        Err(NftError::Refused(refusal)) if refusal.tag == Some(end) => Ok(()),
-        Err(NftError::Refused(refusal)) => {
-            let object = refusal.tag.and_then(|tag| ops.get(usize::try_from(tag).ok()?));
-            let object = object.map(|op| op.key().to_string()).unwrap_or_default();
-            Err(match &refusal.unsupported {
-                Some(missing) => format!("the kernel has no {missing} ({object})"),
-                None => format!("{object}: {}", refusal.ack),
-            })
-        }
-        Err(error) => Err(error.to_string()),
-        Ok(_) => Err("the kernel took what cannot be".to_owned()),
-    }
+    gate::try_out(netns, family, objects, part).await
 }

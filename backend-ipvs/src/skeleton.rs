@@ -8,43 +8,30 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use ipnet::IpNet;
 use proxier_core::{
-    ByFamily, Family, Protocol,
-    ir::{Detector, FamilyView, NodePorts, Origin},
+    Family, Protocol,
+    ir::{FamilyView, NodePorts, Origin},
 };
-use proxier_netlink::nft::{
-    CmpOp, CtKey, CtState, Expr, FibFlags, FibResult, Hook, MetaKey, NatFlags, PayloadBase, Reg,
-    RejectKind, SetRef, Verdict,
+use proxier_netlink::{
+    gate::{MANGLE, RuleBuilder, classify, classify_own, enter},
+    nft::{Expr, Hook, MetaKey, NatFlags, PayloadBase, Reg, SetRef},
 };
 
 use crate::{
     config::Config,
     mark,
     object::{Base, Chain, ChainName, Item, Key, Rule, SetName, Value, Way},
-    pack::{ip_bytes, shape},
 };
 
-/// Before destination NAT and virtual servers, after connection tracking.
-// KERNEL: NF_IP_PRI_MANGLE (include/uapi/linux/netfilter_ipv4.h, v6.12); the same for IPv6.
-const MANGLE: i32 = -150;
 // KERNEL: NF_IP_PRI_NAT_SRC (include/uapi/linux/netfilter_ipv4.h, v6.12); the same for IPv6.
 const NAT_SRC: i32 = 100;
-/// What `fib` says of an address of this machine.
-// KERNEL: RTN_LOCAL (include/uapi/linux/rtnetlink.h, v6.12).
-const RTN_LOCAL: u32 = 2;
-/// ICMP and ICMPv6 codes for "port unreachable".
-const PORT_UNREACHABLE: ByFamily<u8> = ByFamily { v4: 3, v6: 4 };
-/// Bytes of an interface's name.
-const IFNAMSIZ: usize = 16;
-
 /// The objects of one family.
 pub(crate) fn skeleton(config: &Config, family: Family, node: &FamilyView) -> BTreeMap<Key, Value> {
     let mut all = BTreeMap::new();
     all.insert(Key::Table(family), Value::Exists);
     all.insert(Key::Link(family), Value::Exists);
     for set in SetName::all() {
-        all.insert(Key::Set(family, set), Value::Set(shape(family, set)));
+        all.insert(Key::Set(family, set), Value::Set(set.kind().shape(family, set.is_map())));
     }
     for ip in listed(node, family) {
         all.insert(Key::Element(SetName::NodeAddresses, Item::Address(ip)), Value::Exists);
@@ -89,12 +76,18 @@ struct Builder<'a> {
 impl Builder<'_> {
     fn rules(&self, chain: &ChainName) -> Vec<Rule> {
         match chain {
-            ChainName::Classify(way) => self.classify(*way),
-            ChainName::ClassifyOwn(way) => self.classify_own(*way),
+            ChainName::Classify(way) => {
+                classify(self.family, self.node, |origin| ChainName::From(*way, origin))
+            }
+            ChainName::ClassifyOwn(way) => {
+                classify_own(self.family, self.node, |origin| ChainName::From(*way, origin))
+            }
             ChainName::Foreign(_) => Vec::new(),
             ChainName::From(way, origin) => self.from(*way, *origin),
             ChainName::Leaving => {
-                vec![self.rule("the mark has done its work").marked(self.config.mark_base).unmark()]
+                let rule = self.rule("the mark has done its work");
+                let ours = rule.marked(!((1 << mark::BITS) - 1), self.config.mark_base);
+                vec![unmark(ours)]
             }
             ChainName::Masquerade => self.masquerade(),
             ChainName::Output => self.enter_all(ChainName::ClassifyOwn),
@@ -103,7 +96,8 @@ impl Builder<'_> {
     }
 
     fn enter_all(&self, classify: fn(Way) -> ChainName) -> Vec<Rule> {
-        let connection = self.rule("a connection goes on").not(Protocol::Udp).not_new().accept();
+        let connection =
+            self.rule("a connection goes on").not_protocol(Protocol::Udp).not_new().accept();
         let mut rules = vec![connection];
         for way in Way::ALL {
             rules.extend(self.enter(way, &classify(way)));
@@ -116,44 +110,19 @@ impl Builder<'_> {
 
     /// Packets to a frontend: closed to some sources, or on to their origin.
     fn enter(&self, way: Way, next: &ChainName) -> [Rule; 2] {
-        let to = |rule: RuleBuilder, set| {
-            let rule = rule.frontend(way).lookup(set, false);
-            match way {
-                Way::Address => rule,
-                Way::NodePort => rule.node_address(self.node),
+        let sets = [SetName::Fenced(way), SetName::Allowed(way), SetName::Frontends(way)];
+        let to = |rule: RuleBuilder| match (way, &self.node.node_ports) {
+            (Way::Address, _) => rule,
+            (Way::NodePort, NodePorts::Listed(_)) => {
+                rule.destination().lookup(SetName::NodeAddresses, false)
+            }
+            // The addresses of Services are this machine's, too.
+            (Way::NodePort, NodePorts::All) => {
+                let rule = rule.local_destination().destination();
+                rule.lookup(SetName::Addresses, true).not_to_loopback()
             }
         };
-        let closed = to(self.rule("a source that may not"), SetName::Fenced(way))
-            .begins()
-            .frontend_and_source(way)
-            .lookup(SetName::Allowed(way), true);
-        let open = to(self.rule("to a frontend"), SetName::Frontends(way));
-        [closed.drop(), open.goto(next)]
-    }
-
-    fn classify(&self, way: Way) -> Vec<Rule> {
-        let to = |origin| ChainName::From(way, origin);
-        let mut rules = Vec::new();
-        if let Some(detector) = &self.node.detector
-            && let Some(rule) = self.rule("from a pod").detected(detector)
-        {
-            rules.push(rule.goto(&to(Origin::Pod)));
-        }
-        rules.push(self.rule("from the node").local_source().goto(&to(Origin::Node)));
-        rules.push(self.rule("from elsewhere").goto(&to(Origin::External)));
-        rules
-    }
-
-    fn classify_own(&self, way: Way) -> Vec<Rule> {
-        let to = |origin| ChainName::From(way, origin);
-        let mut rules = Vec::new();
-        if let Some(detector @ Detector::Source(_)) = &self.node.detector
-            && let Some(rule) = self.rule("from an address of pods").detected(detector)
-        {
-            rules.push(rule.goto(&to(Origin::Pod)));
-        }
-        rules.push(self.rule("from the node").goto(&to(Origin::Node)));
-        rules
+        enter(self.family, way, sets, to, next)
     }
 
     /// What becomes of packets from an origin; the rest is up to the virtual server.
@@ -179,261 +148,58 @@ impl Builder<'_> {
             rules.push(own.set_ct_mark(masquerade));
         }
         let marks = SetName::Marks(way, origin);
-        rules.push(self.rule("to a server by mark").frontend(way).set_mark_from(marks));
+        rules.push(set_mark_from(self.rule("to a server by mark").frontend(way), marks));
         rules.push(self.rule("to a server").accept());
         rules
     }
 
     fn masquerade(&self) -> Vec<Rule> {
-        let (masquerade, proxied) = self.config.bits();
+        let (by_policy, proxied) = self.config.bits();
         vec![
-            self.rule("by policy").ct_marked(masquerade | proxied).masquerade(),
-            self.rule("to itself").ct_marked(proxied).itself().masquerade(),
+            masquerade(self.rule("by policy").ct_marked(by_policy | proxied)),
+            masquerade(self.to_itself(self.rule("to itself").ct_marked(proxied))),
         ]
     }
 
     fn rule(&self, text: &str) -> RuleBuilder {
-        RuleBuilder { family: self.family, rule: Rule { text: text.to_owned(), exprs: Vec::new() } }
-    }
-}
-
-/// A rule under construction.
-struct RuleBuilder {
-    family: Family,
-    rule: Rule,
-}
-
-impl RuleBuilder {
-    fn push(mut self, expr: Expr<'static>) -> Self {
-        self.rule.exprs.push(expr);
-        self
+        RuleBuilder::new(self.family, text)
     }
 
-    fn meta(self, key: MetaKey, dreg: Reg) -> Self {
-        self.push(Expr::Meta { key, dreg })
-    }
-
-    fn cmp(self, op: CmpOp, value: &[u8]) -> Self {
-        self.push(Expr::Cmp { sreg: Reg::R1, op, value: value.to_vec().into() })
-    }
-
-    fn bitwise(self, mask: u32, xor: u32) -> Self {
-        let (mask, xor) = (mask.to_ne_bytes().to_vec(), xor.to_ne_bytes().to_vec());
-        let (sreg, dreg) = (Reg::R1, Reg::R1);
-        self.push(Expr::Bitwise { sreg, dreg, mask: mask.into(), xor: xor.into() })
-    }
-
-    fn payload(self, base: PayloadBase, offset: u32, len: u32, dreg: Reg) -> Self {
-        self.push(Expr::Payload { base, offset, len, dreg })
-    }
-
-    fn not(self, protocol: Protocol) -> Self {
-        self.meta(MetaKey::L4PROTO, Reg::R1).cmp(CmpOp::NE, &[protocol.number()])
-    }
-
-    /// The mark is one of ours.
-    fn marked(self, base: u32) -> Self {
-        self.meta(MetaKey::MARK, Reg::R1)
-            .bitwise(!((1 << mark::BITS) - 1), 0)
-            .cmp(CmpOp::EQ, &base.to_ne_bytes())
-    }
-
-    fn unmark(self) -> Rule {
-        self.push(Expr::Immediate { dreg: Reg::R1, value: vec![0; 4].into() })
-            .push(Expr::MetaSet { key: MetaKey::MARK, sreg: Reg::R1 })
-            .rule
-    }
-
-    /// Gives the packet the mark that a map has for what was loaded.
-    fn set_mark_from(self, set: SetName) -> Rule {
-        let set = SetRef { name: set.to_string().into(), id: None };
-        self.push(Expr::Lookup { set, sreg: Reg::R1, dreg: Some(Reg::R1), invert: false })
-            .push(Expr::MetaSet { key: MetaKey::MARK, sreg: Reg::R1 })
-            .rule
-    }
-
-    fn ct(self, key: CtKey) -> Self {
-        self.push(Expr::Ct { key, dreg: Reg::R1, direction: None })
-    }
-
-    fn set_ct_mark(self, bits: u32) -> Rule {
-        let set = Expr::CtSet { key: CtKey::MARK, sreg: Reg::R1, direction: None };
-        self.ct(CtKey::MARK).bitwise(!bits, bits).push(set).rule
-    }
-
-    /// The connection's mark has all these bits.
-    fn ct_marked(self, bits: u32) -> Self {
-        self.ct(CtKey::MARK).bitwise(bits, 0).cmp(CmpOp::EQ, &bits.to_ne_bytes())
-    }
-
-    fn begins(self) -> Self {
-        self.ct(CtKey::STATE).bitwise(CtState::NEW.0, 0).cmp(CmpOp::NE, &[0; 4])
-    }
-
-    fn not_new(self) -> Self {
-        self.ct(CtKey::STATE).bitwise(CtState::NEW.0, 0).cmp(CmpOp::EQ, &[0; 4])
-    }
-
-    fn fib(self, flags: FibFlags, op: CmpOp) -> Self {
-        self.push(Expr::Fib { result: FibResult::ADDRTYPE, flags, dreg: Reg::R1 })
-            .cmp(op, &RTN_LOCAL.to_ne_bytes())
-    }
-
-    fn local_source(self) -> Self {
-        self.fib(FibFlags::SADDR, CmpOp::EQ)
-    }
-
-    fn source(self) -> Self {
-        let (offset, len) = self.address(false);
-        self.payload(PayloadBase::NETWORK, offset, len, Reg::R1)
-    }
-
-    fn destination(self) -> Self {
-        let (offset, len) = self.address(true);
-        self.payload(PayloadBase::NETWORK, offset, len, Reg::R1)
-    }
-
-    /// The source is the endpoint that was chosen.
-    fn itself(self) -> Self {
-        let slots = if self.family == Family::V4 { 1 } else { 4 };
-        let (offset, len) = self.address(true);
-        self.source()
-            .payload(PayloadBase::NETWORK, offset, len, Reg::slot(slots))
-            .lookup(SetName::Hairpin, false)
-    }
-
-    fn masquerade(self) -> Rule {
-        self.push(Expr::Masquerade { flags: NatFlags::FULLY_RANDOM, ports: None }).rule
-    }
-
-    /// Offset of the source or destination address, and its length.
-    const fn address(&self, destination: bool) -> (u32, u32) {
-        match (self.family, destination) {
-            (Family::V4, false) => (12, 4),
-            (Family::V4, true) => (16, 4),
-            (Family::V6, false) => (8, 16),
-            (Family::V6, true) => (24, 16),
-        }
-    }
-
-    /// Loads the key of the frontend, and gives the first free slot.
-    fn load_frontend(self, way: Way) -> (Self, u8) {
-        let (offset, len) = self.address(true);
-        let (rule, slot) = match (way, self.family) {
-            (Way::Address, Family::V4) => {
-                (self.payload(PayloadBase::NETWORK, offset, len, Reg::R1), 1)
-            }
-            (Way::Address, Family::V6) => {
-                (self.payload(PayloadBase::NETWORK, offset, len, Reg::R1), 4)
-            }
-            (Way::NodePort, _) => (self, 0),
+    /// A rule for packets whose source is the endpoint that was chosen.
+    fn to_itself(&self, rule: RuleBuilder) -> RuleBuilder {
+        let (slots, offset, len) = match self.family {
+            Family::V4 => (1, 16, 4),
+            Family::V6 => (4, 24, 16),
         };
-        let rule = rule.meta(MetaKey::L4PROTO, Reg::slot(slot)).payload(
-            PayloadBase::TRANSPORT,
-            2,
-            2,
-            Reg::slot(slot + 1),
-        );
-        (rule, slot + 2)
-    }
-
-    fn frontend(self, way: Way) -> Self {
-        self.load_frontend(way).0
-    }
-
-    fn frontend_and_source(self, way: Way) -> Self {
-        let (offset, len) = self.address(false);
-        let (rule, slot) = self.load_frontend(way);
-        rule.payload(PayloadBase::NETWORK, offset, len, Reg::slot(slot))
-    }
-
-    fn lookup(self, set: SetName, invert: bool) -> Self {
-        let set = SetRef { name: set.to_string().into(), id: None };
-        self.push(Expr::Lookup { set, sreg: Reg::R1, dreg: None, invert })
-    }
-
-    /// The destination is an address that node ports answer on.
-    fn node_address(self, node: &FamilyView) -> Self {
-        match &node.node_ports {
-            NodePorts::Listed(_) => self.destination().lookup(SetName::NodeAddresses, false),
-            NodePorts::All => {
-                let rule = self.fib(FibFlags::DADDR, CmpOp::EQ);
-                let rule = rule.destination().lookup(SetName::Addresses, true);
-                match rule.family {
-                    Family::V4 => {
-                        let (offset, _) = rule.address(true);
-                        let rule = rule.payload(PayloadBase::NETWORK, offset, 1, Reg::R1);
-                        rule.cmp(CmpOp::NE, &[127])
-                    }
-                    Family::V6 => {
-                        rule.destination().cmp(CmpOp::NE, &std::net::Ipv6Addr::LOCALHOST.octets())
-                    }
-                }
-            }
-        }
-    }
-
-    /// `None` when the detector says nothing about this family.
-    fn detected(self, detector: &Detector) -> Option<Self> {
-        match detector {
-            Detector::Interface(name) => {
-                Some(self.meta(MetaKey::IIFNAME, Reg::R1).cmp(CmpOp::EQ, &ifname(name)))
-            }
-            Detector::InterfacePrefix(prefix) => {
-                Some(self.meta(MetaKey::IIFNAME, Reg::R1).cmp(CmpOp::EQ, prefix.as_bytes()))
-            }
-            Detector::Source(net) if self.family.has(&net.addr()) => Some(self.source_in(net)),
-            Detector::Source(_) => None,
-        }
-    }
-
-    fn source_in(self, net: &IpNet) -> Self {
-        let (offset, len) = self.address(false);
-        let network = ip_bytes(net.network());
-        let whole = u32::from(net.prefix_len() / 8);
-        if net.prefix_len() == 0 {
-            return self;
-        }
-        if net.prefix_len().is_multiple_of(8) {
-            let bytes = network.get(..usize::from(net.prefix_len() / 8)).unwrap_or(&network);
-            return self
-                .payload(PayloadBase::NETWORK, offset, whole, Reg::R1)
-                .cmp(CmpOp::EQ, bytes);
-        }
-        let (sreg, dreg) = (Reg::R1, Reg::R1);
-        let mask = ip_bytes(net.netmask()).into();
-        let xor = vec![0; network.len()].into();
-        self.payload(PayloadBase::NETWORK, offset, len, Reg::R1)
-            .push(Expr::Bitwise { sreg, dreg, mask, xor })
-            .cmp(CmpOp::EQ, &network)
-    }
-
-    fn reject(self) -> Rule {
-        let code = *PORT_UNREACHABLE.of(self.family);
-        self.push(Expr::Reject { kind: RejectKind::ICMP, code }).rule
-    }
-
-    fn accept(self) -> Rule {
-        self.push(Expr::Verdict(Verdict::Accept)).rule
-    }
-
-    fn drop(self) -> Rule {
-        self.push(Expr::Verdict(Verdict::Drop)).rule
-    }
-
-    fn goto(self, chain: &ChainName) -> Rule {
-        self.push(Expr::Verdict(Verdict::Goto(chain.to_string().into()))).rule
+        let rule = rule.source().payload(PayloadBase::NETWORK, offset, len, Reg::slot(slots));
+        rule.lookup(SetName::Hairpin, false)
     }
 }
 
-fn ifname(name: &str) -> Vec<u8> {
-    let mut bytes = name.as_bytes().to_vec();
-    bytes.resize(IFNAMSIZ, 0);
-    bytes
+/// Takes the mark off.
+fn unmark(rule: RuleBuilder) -> Rule {
+    rule.push(Expr::Immediate { dreg: Reg::R1, value: vec![0; 4].into() })
+        .push(Expr::MetaSet { key: MetaKey::MARK, sreg: Reg::R1 })
+        .end()
+}
+
+/// Gives the packet the mark that a map has for what was loaded.
+fn set_mark_from(rule: RuleBuilder, set: SetName) -> Rule {
+    let set = SetRef { name: set.to_string().into(), id: None };
+    rule.push(Expr::Lookup { set, sreg: Reg::R1, dreg: Some(Reg::R1), invert: false })
+        .push(Expr::MetaSet { key: MetaKey::MARK, sreg: Reg::R1 })
+        .end()
+}
+
+fn masquerade(rule: RuleBuilder) -> Rule {
+    rule.push(Expr::Masquerade { flags: NatFlags::FULLY_RANDOM, ports: None }).end()
 }
 
 #[cfg(test)]
 mod tests {
+    use proxier_core::ir::Detector;
+    use proxier_netlink::nft::Verdict;
+
     use super::*;
 
     #[test]

@@ -13,10 +13,7 @@ use std::{
 use proxier_core::{Family, Protocol, ir::FrontendKey};
 use proxier_netlink::nft::{CmpOp, CtKey, Expr, FibFlags, MetaKey, PayloadBase, Reg, Verdict};
 
-use crate::{
-    object::{Chain, ChainName, Key, Rule, Server, ServerId, Value},
-    pack::pack,
-};
+use crate::object::{Chain, ChainName, Key, Rule, Server, ServerId, Value};
 
 /// Bytes of all registers.
 const REGISTERS: usize = 64;
@@ -113,7 +110,7 @@ impl<'a> View<'a> {
                     view.chains.insert(name.to_string(), rules);
                 }
                 (Key::Element(set, item), value) => {
-                    let (from, to) = pack(*set, item);
+                    let (from, to) = set.kind().pack(item);
                     let mark = if let Value::Mark(mark) = value { Some(*mark) } else { None };
                     view.sets.entry(set.to_string()).or_default().insert(from, (to, mark));
                 }

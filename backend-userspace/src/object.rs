@@ -6,12 +6,13 @@ use std::{
     sync::Arc,
 };
 
-use ipnet::IpNet;
 use proxier_core::{
     Family, FragmentId,
     ir::{Detector, FrontendKey, FrontendKind, Member, Origin, SourceFilter, Verdicts},
 };
-use proxier_netlink::nft::Expr;
+pub(crate) use proxier_netlink::gate::ORIGINS;
+pub use proxier_netlink::gate::{Base, Chain, Item, Rule, Shape, Way};
+use proxier_netlink::gate::{Kind, Part};
 
 /// The identity of an object.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -36,32 +37,6 @@ pub enum Key {
     /// endpoints is one of [`Service`](Self::Service).
     Endpoint(FragmentId, SocketAddr),
 }
-
-/// The two forms of frontends, which have sets of their own.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub enum Way {
-    /// An address of the Service.
-    Address,
-    /// An address of the node.
-    NodePort,
-}
-
-impl Way {
-    /// Both, in the order in which packets are compared with them.
-    pub const ALL: [Self; 2] = [Self::Address, Self::NodePort];
-
-    /// The form of a frontend.
-    #[must_use]
-    pub const fn of(key: &FrontendKey) -> Self {
-        match key.way_in {
-            proxier_core::ir::WayIn::Address(_) => Self::Address,
-            proxier_core::ir::WayIn::Node(_) => Self::NodePort,
-        }
-    }
-}
-
-/// Every origin.
-pub(crate) const ORIGINS: [Origin; 3] = [Origin::Pod, Origin::Node, Origin::External];
 
 /// A set of the table.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -92,6 +67,18 @@ impl SetName {
                 .chain(by_origin)
         };
         Way::ALL.into_iter().flat_map(by_way).chain([Self::NodeAddresses])
+    }
+
+    /// What its keys are.
+    pub(crate) const fn kind(self) -> Kind {
+        match self {
+            Self::Allowed(way) => Kind::Sources(way),
+            Self::Dropped(way, _)
+            | Self::Fenced(way)
+            | Self::Frontends(way)
+            | Self::Rejected(way, _) => Kind::Frontends(way),
+            Self::NodeAddresses => Kind::Addresses,
+        }
     }
 }
 
@@ -142,17 +129,6 @@ impl ChainName {
     }
 }
 
-/// What an element of a set is.
-#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub enum Item {
-    /// An address.
-    Address(IpAddr),
-    /// A frontend and sources that may use it.
-    Allowed(FrontendKey, IpNet),
-    /// A frontend.
-    Frontend(FrontendKey),
-}
-
 /// The content of an object.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Value {
@@ -172,44 +148,20 @@ pub enum Value {
     Set(Shape),
 }
 
-/// A chain.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Chain {
-    /// Where it hangs; `None` when packets reach it from other chains only.
-    pub base: Option<Base>,
-    /// Its rules in order.
-    pub rules: Vec<Rule>,
-}
-
-/// Where a base chain hangs.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Base {
-    /// `filter`, `nat` or `route`.
-    pub kind: String,
-    /// The number of the hook.
-    pub hook: u32,
-    /// Its place among the chains there.
-    pub priority: i32,
-}
-
-/// A rule.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Rule {
-    /// What it does, for people; kept with it as its comment.
-    pub text: String,
-    /// What it does.
-    pub exprs: Vec<Expr<'static>>,
-}
-
-/// The shape of a set.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Shape {
-    /// The number of the key's type.
-    pub key_type: u32,
-    /// Bytes of the key.
-    pub key_bytes: u32,
-    /// Elements are intervals.
-    pub intervals: bool,
+/// What an object is to nf_tables; `None` for what is not its business.
+pub(crate) fn part<'a>(key: &'a Key, value: &'a Value) -> Option<Part<'a>> {
+    match (key, value) {
+        (Key::Table(_), _) => Some(Part::Table),
+        (Key::Set(_, set), _) => {
+            Some(Part::Set { name: set.to_string(), kind: set.kind(), is_map: false })
+        }
+        (Key::Chain(_, name), Value::Chain(chain)) => Some(Part::Chain(name.to_string(), chain)),
+        (Key::Element(set, item), _) => {
+            let (key, key_end) = set.kind().pack(item);
+            Some(Part::Element { set: set.to_string(), key, key_end, mark: None })
+        }
+        _ => None,
+    }
 }
 
 /// The routing rule and route.

@@ -7,19 +7,17 @@ use proxier_core::{Family, Protocol, Suitability, ir::FamilyView};
 use proxier_netlink::{
     NetNs,
     ct::{Conntrack, Layer4, Tuple},
-    nft::{NftError, NftSocket, Transaction},
+    gate,
 };
 use tracing::info;
 
 use crate::{
-    backend::{Op, Ports},
+    backend::Ports,
     config::{Capture, Method},
-    dataplane::{Batch, RouteSocket, nft_family},
+    dataplane::RouteSocket,
+    object::part,
     skeleton::skeleton,
 };
-
-/// A name that is nobody's.
-const PROBE: &str = "proxier-probe";
 
 /// What to do where capturing does not work.
 const INSTEAD: &str = "without kernel rules, at addresses you name (`Listen::Addresses`), the mode \
@@ -103,32 +101,9 @@ async fn missing(netns: &NetNs, method: Method, families: &[Family]) -> Vec<Stri
 }
 
 async fn try_family(netns: &NetNs, method: Method, family: Family) -> Result<(), String> {
-    let mut socket = NftSocket::open(netns).map_err(|error| error.to_string())?;
-    let node = FamilyView::default();
     let capture = Capture { method, ..Capture::default() };
-    let objects = skeleton(&capture, &Ports::default(), family, &node);
-    let ops: Vec<_> = objects.into_iter().map(|(key, value)| Op::Add(key, value)).collect();
-    let mut tx = match Batch::encode(family, PROBE, &ops) {
-        Ok(tx) => tx,
-        Err(_) => Transaction::new(),
-    };
-    let end = u32::try_from(ops.len()).unwrap_or(u32::MAX);
-    tx.op(end);
-    tx.del_chain(nft_family(family), PROBE, PROBE);
-    match socket.commit(&tx).await {
-        // Everything but the deletion of what does not exist was taken.
-        Err(NftError::Refused(refusal)) if refusal.tag == Some(end) => {}
-        Err(NftError::Refused(refusal)) => {
-            let object = refusal.tag.and_then(|tag| ops.get(usize::try_from(tag).ok()?));
-            let object = object.map(|op| op.key().to_string()).unwrap_or_default();
-            return Err(match &refusal.unsupported {
-                Some(missing) => format!("the kernel has no {missing} ({object})"),
-                None => format!("{object}: {}", refusal.ack),
-            });
-        }
-        Err(error) => return Err(error.to_string()),
-        Ok(_) => return Err("the kernel took what cannot be".to_owned()),
-    }
+    let objects = skeleton(&capture, &Ports::default(), family, &FamilyView::default());
+    gate::try_out(netns, family, objects, part).await?;
     if method == Method::Redirect {
         // Datagrams do not say where they were sent to.
         let mut conntrack = Conntrack::open(netns).map_err(|error| error.to_string())?;

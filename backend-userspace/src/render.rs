@@ -2,28 +2,9 @@
 
 use std::fmt::{self, Display};
 
-use proxier_core::{
-    Family,
-    ir::{Origin, WayIn},
-};
+use proxier_netlink::gate::{family_name as nft, origin_name as origin};
 
-use crate::object::{Chain, ChainName, Item, Key, Rule, SetName, Value, Way};
-
-/// The family as nft writes it.
-const fn nft(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "ip",
-        Family::V6 => "ip6",
-    }
-}
-
-const fn origin(origin: Origin) -> &'static str {
-    match origin {
-        Origin::External => "external",
-        Origin::Node => "node",
-        Origin::Pod => "pod",
-    }
-}
+use crate::object::{ChainName, Key, SetName, Value, Way};
 
 const fn suffix(way: Way) -> &'static str {
     match way {
@@ -65,29 +46,12 @@ impl Display for ChainName {
     }
 }
 
-impl Display for Item {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Address(ip) => write!(f, "{ip}"),
-            Self::Allowed(key, net) => write!(f, "{key} from {net}"),
-            Self::Frontend(key) => write!(f, "{key}"),
-        }
-    }
-}
-
 impl Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Chain(family, name) => write!(f, "chain {} {name}", nft(*family)),
             Self::Element(set, item) => {
-                let family = match item {
-                    Item::Address(ip) => Family::of(*ip),
-                    Item::Allowed(key, _) | Item::Frontend(key) => match key.way_in {
-                        WayIn::Address(ip) => Family::of(ip),
-                        WayIn::Node(family) => family,
-                    },
-                };
-                write!(f, "element {} {set} {item}", nft(family))
+                write!(f, "element {} {set} {item}", nft(item.family()))
             }
             Self::Origins(family) => write!(f, "origins {family}"),
             Self::Route(key) => write!(f, "route {key}"),
@@ -100,21 +64,10 @@ impl Display for Key {
     }
 }
 
-impl Display for Rule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
 impl Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Chain(Chain { base, rules }) => {
-                if let Some(base) = base {
-                    writeln!(f, "{} hook {} priority {}", base.kind, base.hook, base.priority)?;
-                }
-                rules.iter().try_for_each(|rule| writeln!(f, "{rule}"))
-            }
+            Self::Chain(chain) => write!(f, "{chain}"),
             Self::Exists => Ok(()),
             Self::Origins(origins) => {
                 if let Some(detector) = &origins.detector {
@@ -149,10 +102,7 @@ impl Display for Value {
                     None => Ok(()),
                 }
             }
-            Self::Set(shape) => {
-                let what = if shape.intervals { "intervals" } else { "elements" };
-                writeln!(f, "{what} of {} bytes, type {}", shape.key_bytes, shape.key_type)
-            }
+            Self::Set(shape) => write!(f, "{shape}"),
         }
     }
 }

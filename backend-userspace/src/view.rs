@@ -252,6 +252,7 @@ impl Machine<'_> {
                 Item::Address(ip) => *ip == destination.ip() && *name == SetName::NodeAddresses,
                 Item::Allowed(frontend, net) => is(frontend) && net.contains(source),
                 Item::Frontend(frontend) => is(frontend),
+                Item::Mark(..) => false,
             },
             _ => false,
         })

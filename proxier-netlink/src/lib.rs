@@ -1,7 +1,9 @@
 //! Netlink sockets, nf_tables transactions, conntrack and IPVS for proxier's backends.
 //!
 //! What it does not do: decide anything. It has no notion of Services, plans or retries beyond a
-//! lost race ([`spi`] alone knows the engine, to say in its terms what went wrong); it encodes what it is told, sends it, and says precisely what the kernel answered.
+//! lost race ([`spi`] alone knows the engine, to say in its terms what went wrong, and [`gate`] alone
+//! frontends, for the rules that two backends share); it encodes what it is told, sends it, and says
+//! precisely what the kernel answered.
 //! Wherever a value can borrow, it borrows: encoding allocates nothing but the one buffer that is
 //! sent, and rules can be read without copying them.
 //!
@@ -66,6 +68,7 @@ mod dec;
 pub mod dummy;
 mod enc;
 mod foreign;
+pub mod gate;
 pub mod ipvs;
 mod netns;
 mod nfnl_listen;

@@ -1,6 +1,5 @@
 //! The I/O half of the mode.
 
-mod batch;
 mod drain;
 mod read;
 mod servers;
@@ -22,13 +21,13 @@ use proxier_netlink::{
     NetNs,
     ct::Conntrack,
     dummy::{AddressRefusal, LinkError, Links},
+    gate,
     ipvs::{Batch as IpvsBatch, Ipvs as IpvsSocket, Refusal, ServiceEntry, Stats},
-    nft::{NftError, NftSocket, Transaction},
+    nft::{NftError, NftSocket},
     spi::{combine, forget_flows, kind, read_error, refused},
 };
 use tracing::{debug, trace};
 
-pub(crate) use self::batch::{Batch, nft_family};
 use self::{
     drain::Draining,
     servers::{dest, failed, lost, server, server_id, service, virtual_server},
@@ -38,7 +37,7 @@ use crate::{
     backend::{Ipvs, Op},
     config::Config,
     mark,
-    object::{Item, Key, ServerId, SetName, Value},
+    object::{Item, Key, ServerId, SetName, Value, part},
 };
 
 /// Operations sent at once where the socket takes large batches.
@@ -153,10 +152,9 @@ impl IpvsDataplane {
         if !ops.iter().any(is_nft) {
             return Ok(());
         }
-        let Ok(tx) = Batch::encode(family, &self.config.table, ops) else {
-            let mut tx = Transaction::new();
-            tx.destroy_table(nft_family(family), &self.config.table);
-            self.nft.commit(&tx).await.map_err(read_error)?;
+        let Ok(tx) = gate::encode(family, &self.config.table, ops, part) else {
+            let destroyed = gate::destroy(&mut self.nft, family, &self.config.table).await;
+            destroyed.map_err(read_error)?;
             return Err(CommitError::Unknown {
                 doing: "making a table of another version anew",
                 source: io::ErrorKind::Interrupted.into(),
@@ -246,7 +244,6 @@ impl IpvsDataplane {
     }
 
     async fn wipe_family(&mut self, family: Family) -> Result<(), CommitError> {
-        let kernel = nft_family(family);
         let known = match read::read(&mut self.nft, family, &self.config.table).await {
             // A kernel without the family has nothing of ours.
             Err(NftError::Unsupported { .. }) => BTreeMap::new(),
@@ -254,9 +251,8 @@ impl IpvsDataplane {
         };
         let bound = self.addresses().await?;
         if known.contains_key(&Key::Table(family)) {
-            let mut tx = Transaction::new();
-            tx.destroy_table(kernel, &self.config.table);
-            self.nft.commit(&tx).await.map_err(read_error)?;
+            let destroyed = gate::destroy(&mut self.nft, family, &self.config.table).await;
+            destroyed.map_err(read_error)?;
         }
         let mut batch = IpvsBatch::new();
         for (id, _) in self.servers(family, &known, &bound).await? {

@@ -1,7 +1,6 @@
 //! The I/O half of the mode: the routing table of the process, and the kernel objects that bring
 //! traffic to it.
 
-mod batch;
 mod error;
 mod read;
 mod routing;
@@ -25,18 +24,19 @@ use proxier_core::{
 use proxier_netlink::{
     NetNs,
     ct::{self, Conntrack},
-    nft::{CtStatus, NftError, NftSocket, Transaction},
+    gate,
+    nft::{CtStatus, NftError, NftSocket},
     spi::{self, read_error},
 };
 use tracing::{debug, trace};
 
 use self::error::commit_error;
-pub(crate) use self::{batch::Batch, batch::nft_family, error::transport, routing::RouteSocket};
+pub(crate) use self::{error::transport, routing::RouteSocket};
 use crate::{
     backend::{Op, Ports, Userspace},
     config::{Capture, Config, Listen},
     monitor::Monitor,
-    object::{Key, Route, Routing, Service, Value},
+    object::{Key, Route, Routing, Service, Value, part},
     shared::Shared,
     worker::Workers,
 };
@@ -233,10 +233,9 @@ impl Kernel {
                 Op::Add(..) | Op::Set { .. } | Op::Del(..) => {}
             }
         }
-        let Ok(tx) = Batch::encode(family, &self.capture.table, ops) else {
-            let mut tx = Transaction::new();
-            tx.destroy_table(nft_family(family), &self.capture.table);
-            self.nft.commit(&tx).await.map_err(read_error)?;
+        let Ok(tx) = gate::encode(family, &self.capture.table, ops, part) else {
+            let destroyed = gate::destroy(&mut self.nft, family, &self.capture.table).await;
+            destroyed.map_err(read_error)?;
             return Err(CommitError::Unknown {
                 doing: "making a table of another version anew",
                 source: io::ErrorKind::Interrupted.into(),
@@ -280,16 +279,10 @@ impl Kernel {
 
     async fn wipe(&mut self, family: Family) -> Result<(), CommitError> {
         *self.fresh.of_mut(family) = false;
-        let kernel = nft_family(family);
-        let tables = match self.nft.tables(kernel).await {
+        match gate::destroy(&mut self.nft, family, &self.capture.table).await {
             // A kernel without the family has nothing of ours.
-            Err(NftError::Unsupported { .. }) => Vec::new(),
-            other => other.map_err(read_error)?,
-        };
-        if tables.iter().any(|it| it.name == self.capture.table) {
-            let mut tx = Transaction::new();
-            tx.destroy_table(kernel, &self.capture.table);
-            self.nft.commit(&tx).await.map_err(read_error)?;
+            Ok(()) | Err(NftError::Unsupported { .. }) => {}
+            Err(error) => return Err(read_error(error)),
         }
         self.unroute(family).await
     }

@@ -3,14 +3,13 @@
 use std::collections::BTreeMap;
 
 use proxier_core::Family;
-use proxier_netlink::nft::{NftError, NftSocket, RuleFilter};
+use proxier_netlink::{
+    gate::{self, Content},
+    nft::{ElementRef, NftError, NftSocket},
+};
 use tracing::debug;
 
-use super::batch::nft_family;
-use crate::{
-    object::{Base, Chain, ChainName, Key, Rule, SetName, Value},
-    pack::{shape_of, unpack},
-};
+use crate::object::{ChainName, Key, SetName, Value};
 
 /// Reads every object of the table of a family.
 pub(super) async fn read(
@@ -18,44 +17,28 @@ pub(super) async fn read(
     family: Family,
     table: &str,
 ) -> Result<BTreeMap<Key, Value>, NftError> {
-    let kernel = nft_family(family);
-    let mut found = BTreeMap::new();
-    if !nft.tables(kernel).await?.iter().any(|it| it.name == table) {
-        return Ok(found);
-    }
-    found.insert(Key::Table(family), Value::Exists);
+    let sets: BTreeMap<_, _> = SetName::all().map(|set| (set.to_string(), set)).collect();
+    let element = |set: &str, element: &ElementRef<'_>| {
+        let name = *sets.get(set)?;
+        let item = name.kind().unpack(family, element.key, element.key_end);
+        if item.is_none() {
+            debug!(%family, set, "an element that is not ours");
+        }
+        Some((Key::Element(name, item?), Value::Exists))
+    };
+    let Some(Content { chains, sets: found, elements }) =
+        gate::read(nft, family, table, element).await?
+    else {
+        return Ok(BTreeMap::new());
+    };
     let names: BTreeMap<_, _> = ChainName::all().map(|name| (name.to_string(), name)).collect();
-    for chain in nft.chains(kernel).await? {
-        if chain.table != table {
-            continue;
-        }
-        let foreign = || ChainName::Foreign(chain.name.clone());
-        let name = names.get(&chain.name).cloned().unwrap_or_else(foreign);
-        let rules = nft.rules(RuleFilter::chain(kernel, table, &chain.name)).await?;
-        let rules = rules.into_iter().map(|rule| Rule {
-            text: rule.comment().unwrap_or_default().to_owned(),
-            exprs: rule.exprs,
-        });
-        let base =
-            chain.base.map(|it| Base { kind: it.kind, hook: it.hook, priority: it.priority });
-        let chain = Chain { base, rules: rules.collect() };
-        found.insert(Key::Chain(family, name), Value::Chain(chain));
-    }
-    let names: BTreeMap<_, _> = SetName::all().map(|set| (set.to_string(), set)).collect();
-    for set in nft.sets(kernel, Some(table)).await? {
-        let Some(name) = names.get(&set.name).copied() else { continue };
-        let shape = shape_of(set.key, set.flags);
-        found.insert(Key::Set(family, name), Value::Set(shape));
-        let visit = |items: &mut Vec<_>, element: proxier_netlink::nft::ElementRef<'_>| {
-            items.push(unpack(family, name, element.key, element.key_end));
-        };
-        let items = nft.fold_elements(kernel, table, &set.name, Vec::new, visit).await?;
-        for item in items {
-            match item {
-                Some(item) => drop(found.insert(Key::Element(name, item), Value::Exists)),
-                None => debug!(%family, set = %name, "an element that is not ours"),
-            }
-        }
-    }
-    Ok(found)
+    let chains = chains.into_iter().map(|(name, chain)| {
+        let name = names.get(&name).cloned().unwrap_or(ChainName::Foreign(name));
+        (Key::Chain(family, name), Value::Chain(chain))
+    });
+    let found = found
+        .into_iter()
+        .filter_map(|(name, shape)| Some((Key::Set(family, *sets.get(&name)?), Value::Set(shape))));
+    let table = (Key::Table(family), Value::Exists);
+    Ok([table].into_iter().chain(chains).chain(found).chain(elements).collect())
 }
