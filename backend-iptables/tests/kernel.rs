@@ -9,11 +9,6 @@
 
 mod common;
 
-use std::{
-    io::{Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
-};
-
 use common::*;
 use proxier_backend_iptables::{Config, Iptables, IptablesDataplane, Layout, probe};
 use proxier_core::{
@@ -494,17 +489,6 @@ async fn the_probe_finds_everything_and_leaves_nothing() {
     assert!(!gone.available && gone.reasons.len() == 1, "{gone:?}");
 }
 
-/// A namespace that holds these addresses and reaches the cluster IPs.
-fn ns_with(addresses: &[&str]) -> Ns {
-    let ns = Ns::new();
-    ns.run("ip", &["link", "set", "lo", "up"]);
-    for addr in addresses {
-        ns.run("ip", &["address", "add", addr, "dev", "lo"]);
-    }
-    ns.run("ip", &["route", "add", "10.97.0.0/16", "dev", "lo"]);
-    ns
-}
-
 #[tokio::test]
 async fn stale_udp_flows_are_forgotten() {
     let ns = ns_with(&["10.61.3.21", "10.61.4.21", "10.61.5.21"]);
@@ -528,36 +512,5 @@ async fn stale_udp_flows_are_forgotten() {
 #[tokio::test]
 async fn connections_reach_an_endpoint() {
     let ns = ns_with(&["10.61.3.32", "10.61.4.32"]);
-    let mut engine = ns.engine();
-    let (mut store, update) = store(env(), WORKED_EXAMPLE);
-    sync(&mut engine, update).await;
-    let listeners = ["10.61.3.32:9000", "10.61.4.32:9000"].map(|addr| {
-        let listener = ns.0.run(|| TcpListener::bind(addr)).unwrap().unwrap();
-        std::thread::spawn(move || {
-            for mut stream in listener.incoming().flatten() {
-                stream.write_all(addr.as_bytes()).ok();
-            }
-        })
-    });
-    let ask = |service: &str| -> std::io::Result<String> {
-        let addr: SocketAddr = service.parse().unwrap();
-        ns.0.run(|| {
-            let mut stream = TcpStream::connect_timeout(&addr, std::time::Duration::from_secs(2))?;
-            let mut text = String::new();
-            stream.read_to_string(&mut text)?;
-            Ok(text)
-        })
-        .unwrap()
-    };
-    // Affinity: one client, one endpoint.
-    let first = ask("10.97.1.11:80").unwrap();
-    for _ in 0..20 {
-        assert_eq!(ask("10.97.1.11:80").unwrap(), first);
-    }
-    store.apply(Event::Delete(ObjectKey::EndpointSlice(proxier_core::ObjectName::new(
-        "edge", "near-1",
-    ))));
-    sync(&mut engine, store.take().unwrap()).await;
-    assert!(ask("10.97.1.11:80").is_err(), "nobody is left to answer");
-    drop(listeners);
+    connections_follow(&ns, &mut ns.engine()).await;
 }

@@ -9,12 +9,6 @@
 
 mod common;
 
-use std::{
-    io::{Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
-    time::Duration,
-};
-
 use common::*;
 use proptest::{collection::vec, prelude::*};
 use proxier_backend_iptables::{
@@ -23,7 +17,7 @@ use proxier_backend_iptables::{
 use proxier_core::{
     Family, Proxier, SyncReport, Update,
     engine::Engine,
-    model::{Event, NodeEnv, ObjectKey, Store},
+    model::{Event, NodeEnv, Store},
     spi::{Backend, CommitError, Dataplane, ErrorKind, Op, Stage},
     testing::generate,
 };
@@ -236,44 +230,8 @@ async fn the_probe_warns_of_both_worlds() {
 
 #[tokio::test]
 async fn connections_reach_an_endpoint() {
-    let ns = Ns::new();
-    ns.run("ip", &["link", "set", "lo", "up"]);
-    for addr in ["10.61.3.32", "10.61.4.32"] {
-        ns.run("ip", &["address", "add", addr, "dev", "lo"]);
-    }
-    ns.run("ip", &["route", "add", "10.97.0.0/16", "dev", "lo"]);
-    let mut engine = open(&ns, Config::default());
-    let (mut store, update) = store(env(), WORKED_EXAMPLE);
-    sync(&mut engine, update).await;
-    let listeners = ["10.61.3.32:9000", "10.61.4.32:9000"].map(|addr| {
-        let listener = ns.0.run(|| TcpListener::bind(addr)).unwrap().unwrap();
-        std::thread::spawn(move || {
-            for mut stream in listener.incoming().flatten() {
-                stream.write_all(addr.as_bytes()).ok();
-            }
-        })
-    });
-    let ask = |service: &str| -> std::io::Result<String> {
-        let addr: SocketAddr = service.parse().unwrap();
-        ns.0.run(|| {
-            let mut stream = TcpStream::connect_timeout(&addr, Duration::from_secs(2))?;
-            let mut text = String::new();
-            stream.read_to_string(&mut text)?;
-            Ok(text)
-        })
-        .unwrap()
-    };
-    // Affinity: one client, one endpoint.
-    let first = ask("10.97.1.11:80").unwrap();
-    for _ in 0..20 {
-        assert_eq!(ask("10.97.1.11:80").unwrap(), first);
-    }
-    store.apply(Event::Delete(ObjectKey::EndpointSlice(proxier_core::ObjectName::new(
-        "edge", "near-1",
-    ))));
-    sync(&mut engine, store.take().unwrap()).await;
-    assert!(ask("10.97.1.11:80").is_err(), "nobody is left to answer");
-    drop(listeners);
+    let ns = ns_with(&["10.61.3.32", "10.61.4.32"]);
+    connections_follow(&ns, &mut open(&ns, Config::default())).await;
 }
 
 proptest! {

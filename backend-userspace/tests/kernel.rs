@@ -8,19 +8,16 @@
     reason = "any failure fails the test"
 )]
 
-use std::process::Command;
-
 use proxier_backend_userspace::{
     Capture, Config, Key, Listen, Method, Userspace, UserspaceDataplane, Value, engine, probe,
 };
 use proxier_core::{
-    Family, Proxier,
+    Family, Proxier, SyncReport,
     engine::Engine,
-    manifest::Manifest,
-    model::{DetectLocal, Event, NodeEnv, NodePortAddresses, Store},
-    spi::Dataplane,
+    model::{DetectLocal, NodeEnv, NodePortAddresses, Store},
 };
 use proxier_netlink::NetNs;
+use proxier_testkit::backend::{self, node as env};
 
 type TestEngine = Engine<Userspace, UserspaceDataplane>;
 
@@ -46,11 +43,7 @@ impl Ns {
     }
 
     fn run(&self, line: &str) -> String {
-        let output = self.0.run(|| Command::new("sh").args(["-c", line]).output());
-        let output = output.unwrap().unwrap();
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{line}: {errors}");
-        String::from_utf8(output.stdout).unwrap()
+        backend::run(&self.0, "sh", &["-c", line], "")
     }
 
     /// Everything of the kernel that the mode could change.
@@ -62,40 +55,13 @@ impl Ns {
     }
 }
 
-fn env() -> NodeEnv {
-    let nets = ["10.61.0.0/16", "fd41:61::/32"].map(|net| net.parse().unwrap());
-    let addresses = ["127.0.0.1", "172.20.7.11", "::1", "fd41:7::11"];
-    NodeEnv {
-        name: "tern".to_owned(),
-        ips: ["172.20.7.11", "fd41:7::11"].map(|ip| ip.parse().unwrap()).into(),
-        interface_addresses: addresses.map(|ip| ip.parse().unwrap()).into(),
-        detect_local: DetectLocal::ClusterCidr(nets.into()),
-        ..NodeEnv::default()
-    }
-}
-
-fn store(env: NodeEnv) -> Store {
-    let manifest = Manifest::parse("everything.yaml", EVERYTHING);
-    assert_eq!(manifest.problems, []);
-    let mut store = Store::new(env);
-    store.apply(Event::Services(manifest.services().cloned().collect()));
-    store.apply(Event::EndpointSlices(manifest.slices().cloned().collect()));
-    store.take().expect("a first update");
+fn world(env: NodeEnv) -> Store {
+    let (store, _) = backend::store(env, EVERYTHING);
     store
 }
 
-async fn sync(engine: &mut TestEngine, store: &mut Store) -> proxier_core::SyncReport {
-    let report = engine.sync(store.reset()).await.unwrap();
-    assert_eq!(report.degraded, []);
-    for family in Family::ALL {
-        let (predicted, actual) =
-            (engine.predicted(family), engine.dataplane_mut().dump(family).await.unwrap());
-        for (key, value) in &predicted {
-            assert_eq!(actual.get(key), Some(value), "{key}");
-        }
-        assert_eq!(actual.len(), predicted.len());
-    }
-    report
+async fn sync(engine: &mut TestEngine, store: &Store) -> SyncReport {
+    backend::sync(engine, store.reset()).await
 }
 
 #[tokio::test]
@@ -129,18 +95,18 @@ async fn read_back(method: Method, leads: [&str; 2]) {
         blind,
     ];
     for env in worlds {
-        sync(&mut engine, &mut store(env)).await;
+        sync(&mut engine, &world(env)).await;
         assert_eq!(engine.audit().await.unwrap().ops.total(), 0);
         // nft prints what it can read.
         let text = ns.run("nft list ruleset");
         ns.run("nft list ruleset > $$.nft && nft -c -f $$.nft && rm $$.nft");
         assert!(leads.iter().all(|lead| text.contains(lead)), "{text}");
     }
-    let again = sync(&mut engine, &mut store(env())).await;
+    let again = sync(&mut engine, &world(env())).await;
     assert!(again.ops.total() > 0);
     engine.cleanup().await.unwrap();
     assert_eq!(ns.state(), before);
-    sync(&mut engine, &mut store(env())).await;
+    sync(&mut engine, &world(env())).await;
     engine.cleanup().await.unwrap();
     assert_eq!(ns.state(), before);
 }
@@ -149,11 +115,11 @@ async fn read_back(method: Method, leads: [&str; 2]) {
 async fn the_next_process_takes_over_with_its_own_listeners_only() {
     let ns = Ns::new();
     let before = ns.state();
-    let mut store = store(env());
+    let store = world(env());
     let mut first = ns.engine();
-    sync(&mut first, &mut store).await;
+    sync(&mut first, &store).await;
     let mut second = ns.engine();
-    let report = sync(&mut second, &mut store).await;
+    let report = sync(&mut second, &store).await;
     let kernel = |key: &&Key| !matches!(key, Key::Route(_) | Key::Service(_));
     let of_process = Family::ALL.into_iter().flat_map(|it| second.predicted(it).into_keys());
     let of_process = of_process.filter(|key| !kernel(&key)).count();
@@ -172,7 +138,7 @@ async fn another_method_takes_over_from_either() {
     for method in [Method::Tproxy, Method::Redirect, Method::Tproxy, Method::Redirect] {
         let mut engine = ns.engine_with(method);
         // The table has chains of another kind: it is made anew, and what was there before is gone.
-        let store = store(unknown.clone());
+        let store = world(unknown.clone());
         if engine.sync(store.reset()).await.is_err() {
             engine.sync(store.reset()).await.unwrap();
         }
@@ -190,7 +156,7 @@ async fn another_method_takes_over_from_either() {
 async fn what_others_break_is_repaired_and_counted() {
     let ns = Ns::new();
     let mut engine = ns.engine();
-    sync(&mut engine, &mut store(env())).await;
+    sync(&mut engine, &world(env())).await;
     let table = "ip proxier-userspace";
     for (breaking, drift) in [
         (format!("nft flush chain {table} capture-pod"), 1),
@@ -231,9 +197,9 @@ async fn two_instances_share_a_namespace() {
     };
     let config = Config { listen: Listen::Capture(capture), ..Config::default() };
     let mut two = engine(&config, &ns.0, &Family::ALL).unwrap();
-    sync(&mut one, &mut store(env())).await;
+    sync(&mut one, &world(env())).await;
     let alone = ns.state();
-    sync(&mut two, &mut store(env())).await;
+    sync(&mut two, &world(env())).await;
     two.cleanup().await.unwrap();
     assert_eq!(ns.state(), alone);
     assert_eq!(one.audit().await.unwrap().ops.total(), 0);
@@ -257,7 +223,7 @@ async fn probing_says_yes_and_leaves_nothing() {
 async fn kernel_objects_do_not_depend_on_the_number_of_services() {
     let ns = Ns::new();
     let mut engine = ns.engine();
-    sync(&mut engine, &mut store(env())).await;
+    sync(&mut engine, &world(env())).await;
     let all = engine.predicted(Family::V4);
     let rules = all.values().map(|it| if let Value::Chain(it) = it { it.rules.len() } else { 0 });
     assert_eq!(rules.sum::<usize>(), 78);

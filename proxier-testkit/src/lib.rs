@@ -49,6 +49,7 @@
 
 #[cfg(feature = "apiserver")]
 pub mod apiserver;
+pub mod backend;
 pub mod cases;
 pub mod lab;
 pub mod topology;

@@ -1,37 +1,30 @@
 //! What the tests of this crate share: worlds, namespaces, and the tools that look at them.
-#![allow(dead_code, reason = "each test binary uses some of it")]
+#![allow(dead_code, unused_imports, reason = "each test binary uses some of it")]
 #![allow(unreachable_pub, reason = "a module of several test binaries")]
-#![allow(clippy::panic, clippy::unwrap_used, reason = "a test")]
+#![allow(clippy::unwrap_used, reason = "a test")]
 
 use std::{
-    io::Write,
-    process::{Command, Stdio},
+    collections::BTreeMap,
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    time::Duration,
 };
 
 use proxier_backend_iptables::{Config, Iptables, IptablesDataplane, Key, Value, engine};
 use proxier_core::{
-    Family, Proxier, SyncReport, Update,
+    Family, ObjectName,
     engine::Engine,
-    manifest::Manifest,
-    model::{DetectLocal, Event, NodeEnv, NodePortAddresses, Store},
+    model::{DetectLocal, Event, NodeEnv, NodePortAddresses, ObjectKey},
     spi::Dataplane,
 };
 use proxier_netlink::NetNs;
+use proxier_testkit::backend;
+pub use proxier_testkit::backend::{
+    assert_consistent, assert_same, chain, node as env, store, sync,
+};
 
 pub type TestEngine = Engine<Iptables, IptablesDataplane>;
-
-/// The node of the worlds.
-pub fn env() -> NodeEnv {
-    let nets = ["10.61.0.0/16", "fd41:61::/32"].map(|net| net.parse().unwrap());
-    let addresses = ["127.0.0.1", "172.20.7.11", "::1", "fd41:7::11"];
-    NodeEnv {
-        name: "tern".to_owned(),
-        ips: ["172.20.7.11", "fd41:7::11"].map(|ip| ip.parse().unwrap()).into(),
-        interface_addresses: addresses.map(|ip| ip.parse().unwrap()).into(),
-        detect_local: DetectLocal::ClusterCidr(nets.into()),
-        ..NodeEnv::default()
-    }
-}
+type Objects = BTreeMap<Key, Value>;
 
 /// The same node with every setting that changes rules set otherwise.
 pub fn other_env() -> NodeEnv {
@@ -46,18 +39,6 @@ pub fn other_env() -> NodeEnv {
 /// A node that cannot tell pods, and masquerades everything.
 pub fn blind_env() -> NodeEnv {
     NodeEnv { detect_local: DetectLocal::None, masquerade_all: true, ..env() }
-}
-
-/// A store with the objects of manifests, and its first update.
-pub fn store(env: NodeEnv, yaml: &str) -> (Store, Update) {
-    let manifest = Manifest::parse("world.yaml", yaml);
-    let problems: Vec<_> = manifest.problems.iter().map(ToString::to_string).collect();
-    assert!(problems.is_empty(), "{problems:?}");
-    let mut store = Store::new(env);
-    store.apply(Event::Services(manifest.services().cloned().collect()));
-    store.apply(Event::EndpointSlices(manifest.slices().cloned().collect()));
-    let update = store.take().expect("a first update");
-    (store, update)
 }
 
 /// The world with one Service for each form of rule.
@@ -93,23 +74,7 @@ impl Ns {
 
     /// Runs a program inside with some input; returns its output.
     pub fn feed(&self, program: &str, args: &[&str], input: &str) -> String {
-        let output = self
-            .0
-            .run(|| {
-                let mut child = Command::new(program)
-                    .args(args)
-                    .stdin(Stdio::piped())
-                    .stdout(Stdio::piped())
-                    .stderr(Stdio::piped())
-                    .spawn()
-                    .unwrap_or_else(|error| panic!("{program}: {error}"));
-                child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-                child.wait_with_output().unwrap()
-            })
-            .unwrap();
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{program} {args:?}: {errors}");
-        String::from_utf8(output.stdout).unwrap()
+        backend::run(&self.0, program, args, input)
     }
 
     /// The rules of a table as the tool lists them, by chain.
@@ -124,48 +89,6 @@ pub const fn tool(family: Family) -> &'static str {
         Family::V4 => "iptables-nft",
         Family::V6 => "ip6tables-nft",
     }
-}
-
-/// Syncs and expects everything to be programmed.
-pub async fn sync(engine: &mut TestEngine, update: Update) -> SyncReport {
-    let report = engine.sync(update).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
-    assert_eq!(report.degraded, [], "nothing is degraded");
-    assert_eq!(report.warnings, [] as [String; 0], "no warnings");
-    assert_consistent(engine).await;
-    report
-}
-
-/// The kernel holds what the engine believes.
-pub async fn assert_consistent(engine: &mut TestEngine) {
-    for family in Family::ALL {
-        let predicted = engine.predicted(family);
-        let actual = engine.dataplane_mut().dump(family).await.expect("a dump");
-        assert_same(&predicted, &actual);
-    }
-}
-
-type Objects = std::collections::BTreeMap<Key, Value>;
-
-pub fn assert_same(predicted: &Objects, actual: &Objects) {
-    for (key, value) in predicted {
-        let found = actual.get(key).unwrap_or_else(|| panic!("missing: {key}"));
-        assert_eq!(found, value, "{key}\nis\n{found}\nand should be\n{value}");
-    }
-    for key in actual.keys() {
-        assert!(predicted.contains_key(key), "unexpected: {key}");
-    }
-}
-
-/// An error with its causes.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 /// The rules of a family's objects in a table, as `iptables -S` would list them, sorted.
@@ -189,4 +112,45 @@ pub fn in_any_order(rules: &[String]) -> Vec<Vec<String>> {
     let mut all: Vec<_> = rules.iter().map(bag).collect();
     all.sort();
     all
+}
+
+/// A namespace that holds these addresses and reaches the cluster IPs.
+pub fn ns_with(addresses: &[&str]) -> Ns {
+    let ns = Ns::new();
+    ns.run("ip", &["link", "set", "lo", "up"]);
+    for addr in addresses {
+        ns.run("ip", &["address", "add", addr, "dev", "lo"]);
+    }
+    ns.run("ip", &["route", "add", "10.97.0.0/16", "dev", "lo"]);
+    ns
+}
+
+/// Programs the worked example and opens connections to a Service of it: they reach one endpoint, as
+/// it has session affinity, and none when no endpoint is left.
+pub async fn connections_follow<D: Dataplane<Iptables>>(ns: &Ns, engine: &mut Engine<Iptables, D>) {
+    let (mut store, update) = store(env(), WORKED_EXAMPLE);
+    sync(engine, update).await;
+    for addr in ["10.61.3.32:9000", "10.61.4.32:9000"] {
+        let listener = ns.0.run(|| TcpListener::bind(addr)).unwrap().unwrap();
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                stream.write_all(addr.as_bytes()).ok();
+            }
+        });
+    }
+    let ask = || -> std::io::Result<String> {
+        let addr: SocketAddr = "10.97.1.11:80".parse().unwrap();
+        let connected = ns.0.run(|| TcpStream::connect_timeout(&addr, Duration::from_secs(2)));
+        let mut text = String::new();
+        connected.unwrap()?.read_to_string(&mut text)?;
+        Ok(text)
+    };
+    let first = ask().unwrap();
+    for _ in 0..20 {
+        assert_eq!(ask().unwrap(), first);
+    }
+    let slice = ObjectKey::EndpointSlice(ObjectName::new("edge", "near-1"));
+    store.apply(Event::Delete(slice));
+    sync(engine, store.take().unwrap()).await;
+    assert!(ask().is_err(), "nobody is left to answer");
 }
