@@ -1,12 +1,21 @@
 //! The backends of this build, as far as conformance cases ask about them.
+#![cfg_attr(
+    not(all(feature = "iptables", feature = "ipvs", feature = "nftables", feature = "userspace")),
+    allow(dead_code, reason = "some backends ask for it")
+)]
 
 use std::collections::BTreeMap;
 
 use futures_util::FutureExt;
 use proxier::{
-    Family, ObjectName, Proxier, Update, engine::Engine, spi::Backend, testing::FakeKernel,
+    Family, Proxier, Update,
+    engine::Engine,
+    ir::NodeView,
+    sim::{Packet, Remembered},
+    spi::Backend,
+    testing::FakeKernel,
 };
-use proxier_testkit::cases::Subject;
+use proxier_testkit::cases::{FakeNode, FlowVerdict, Subject};
 
 /// All of them.
 pub(crate) fn all() -> Vec<Box<dyn Subject>> {
@@ -22,77 +31,123 @@ pub(crate) fn all() -> Vec<Box<dyn Subject>> {
     ]
 }
 
-#[cfg_attr(not(feature = "iptables"), expect(dead_code, reason = "no backend asks for it"))]
-/// Counts the objects that a plan creates for one Service in one family; `kind` names the sort of
-/// an object, or none for what is not counted.
-fn count(
-    proxier: &dyn Proxier,
-    update: &Update,
-    service: &ObjectName,
-    family: Family,
-    kind: impl Fn(&str) -> Option<String>,
-) -> Result<BTreeMap<String, usize>, String> {
-    let plan = proxier.plan(update);
-    if let Some(refused) = plan.refused.first() {
-        return Err(format!("{}: {}", refused.id, refused.reason));
+/// A backend whose objects can be looked at as packets meet them.
+trait Judge: Backend {
+    /// What becomes of a packet of a family, by the objects of that family.
+    fn judge(
+        &self,
+        objects: &BTreeMap<Self::Key, Self::Value>,
+        node: &NodeView,
+        packet: &Packet,
+        memory: &[Remembered],
+    ) -> FlowVerdict;
+
+    /// An object, for people.
+    fn listing(key: &Self::Key, value: &Self::Value) -> String {
+        format!("{key}\n{value}\n")
     }
-    let mut counts = BTreeMap::new();
-    for op in &plan.ops {
-        let ours =
-            op.fragment.as_ref().is_some_and(|id| id.service == *service && id.family == family);
-        if ours && let Some(kind) = kind(&op.object) {
-            *counts.entry(kind).or_default() += 1;
-        }
-    }
-    Ok(counts)
 }
 
-#[cfg_attr(
-    not(any(feature = "iptables", feature = "ipvs", feature = "nftables", feature = "userspace")),
-    expect(dead_code, reason = "no backend asks for it")
-)]
-/// Programs a fake kernel, which never waits and must not be asked for nonsense.
-fn program<B: Backend>(
-    engine: &mut Engine<B, FakeKernel<B>>,
-    update: Update,
-) -> Result<(), String> {
-    let outcome = engine.sync(update).now_or_never().ok_or("the fake kernel waits")?;
-    let report = outcome.map_err(|error| error.to_string())?;
-    if let Some(degraded) = report.degraded.first() {
-        return Err(format!("{}: {}", degraded.id, degraded.reason));
+/// A backend's objects on a fake kernel.
+struct Fake<B: Backend> {
+    engine: Engine<B, FakeKernel<B>>,
+}
+
+impl<B: Judge> Fake<B> {
+    fn new(backend: B) -> Self {
+        let kernel = FakeKernel::new(&backend, usize::MAX);
+        Self { engine: Engine::new(backend, kernel, &Family::ALL) }
     }
-    engine.dataplane().violations.first().map_or(Ok(()), |violation| Err(violation.clone()))
+}
+
+impl<B: Judge> FakeNode for Fake<B> {
+    /// The fake kernel never waits and must not be asked for nonsense.
+    fn program(&mut self, update: Update) -> Result<(), String> {
+        let outcome = self.engine.sync(update).now_or_never().ok_or("the fake kernel waits")?;
+        let report = outcome.map_err(|error| error.to_string())?;
+        if let Some(degraded) = report.degraded.first() {
+            return Err(format!("{}: {}", degraded.id, degraded.reason));
+        }
+        let violation = self.engine.dataplane().violations.first();
+        violation.map_or(Ok(()), |violation| Err(violation.clone()))
+    }
+
+    fn judge(&self, node: &NodeView, packet: &Packet, memory: &[Remembered]) -> FlowVerdict {
+        let family = Family::of(packet.destination.ip());
+        let objects = self.engine.dataplane().objects.of(family);
+        self.engine.backend().judge(objects, node, packet, memory)
+    }
+
+    fn listing(&self) -> String {
+        let objects = &self.engine.dataplane().objects;
+        let all = Family::ALL.iter().flat_map(|family| objects.of(*family));
+        all.map(|(key, value)| B::listing(key, value)).collect()
+    }
+}
+
+/// One verdict for what may become of a packet: all of it is forwarded, or all of it is not.
+fn all_of(fates: impl IntoIterator<Item = FlowVerdict>) -> FlowVerdict {
+    let mut fates = fates.into_iter();
+    let Some(first) = fates.next() else { return FlowVerdict::Other("nothing".to_owned()) };
+    fates.fold(first, |all, fate| match (all, fate) {
+        (FlowVerdict::Dnat(mut all), FlowVerdict::Dnat(more)) => {
+            for (addr, masqueraded) in more {
+                if all.insert(addr, masqueraded).is_some() {
+                    let text = format!("{addr} with and without masquerade");
+                    return FlowVerdict::Other(text);
+                }
+            }
+            FlowVerdict::Dnat(all)
+        }
+        (all, fate) => FlowVerdict::Other(format!("{all}, or {fate}")),
+    })
 }
 
 #[cfg(feature = "iptables")]
 mod iptables {
-    use std::collections::BTreeSet;
-
-    use proxier::{
-        Mode,
-        ir::NodeView,
-        sim::{Packet, Remembered},
-    };
+    use proxier::{Mode, ObjectName};
     use proxier_backend_iptables::{
         Config, Iptables as Backend, Layout,
         names::{ServiceChain, endpoint_chain, service_chain},
         view::{Fate, Packet as ViewPacket, View},
     };
-    use proxier_testkit::cases::{FakeNode, FlowVerdict, NameInput};
+    use proxier_testkit::cases::NameInput;
 
-    use super::{
-        BTreeMap, Engine, FakeKernel, Family, ObjectName, Subject, Update, count, program,
-    };
+    use super::*;
 
     const PREFIX: &str = "KUBE";
 
     pub(super) struct Iptables;
 
-    fn engine(layout: Layout) -> Result<Engine<Backend, FakeKernel<Backend>>, String> {
-        let config = Config::default().layout(layout);
-        let backend = Backend::new(config).map_err(|error| error.to_string())?;
-        let kernel = FakeKernel::new(&backend, usize::MAX);
-        Ok(Engine::new(backend, kernel, &Family::ALL))
+    fn fake(layout: Layout) -> Result<Fake<Backend>, String> {
+        let backend = Backend::new(Config::default().layout(layout));
+        backend.map(Fake::new).map_err(|error| error.to_string())
+    }
+
+    /// Counts the objects that a plan creates for one Service in one family; `kind` names the sort of
+    /// an object, or none for what is not counted.
+    fn count(
+        proxier: &dyn Proxier,
+        update: &Update,
+        service: &ObjectName,
+        family: Family,
+        kind: impl Fn(&str) -> Option<String>,
+    ) -> Result<BTreeMap<String, usize>, String> {
+        let plan = proxier.plan(update);
+        if let Some(refused) = plan.refused.first() {
+            return Err(format!("{}: {}", refused.id, refused.reason));
+        }
+        let mut counts = BTreeMap::new();
+        for op in &plan.ops {
+            let ours = op
+                .fragment
+                .as_ref()
+                .is_some_and(|id| id.service == *service && id.family == family);
+            if ours && let Some(kind) = kind(&op.object) {
+                *counts.entry(kind).or_default() += 1;
+            }
+        }
+        Ok(counts)
     }
 
     impl Subject for Iptables {
@@ -132,25 +187,22 @@ mod iptables {
                 let (kind, _) = name.strip_prefix(PREFIX)?.strip_prefix('-')?.split_once('-')?;
                 Some(kind.to_owned())
             };
-            count(&engine(Layout::KubeProxy)?, &update, service, family, kind).map(Some)
+            count(&fake(Layout::KubeProxy)?.engine, &update, service, family, kind).map(Some)
         }
 
         fn fake(&self) -> Option<Box<dyn FakeNode>> {
-            Some(Box::new(Fake { engine: engine(Layout::Tree).ok()? }))
+            Some(Box::new(fake(Layout::Tree).ok()?))
         }
     }
 
-    /// The backend's objects on a fake kernel.
-    struct Fake {
-        engine: Engine<Backend, FakeKernel<Backend>>,
-    }
-
-    impl FakeNode for Fake {
-        fn program(&mut self, update: Update) -> Result<(), String> {
-            program(&mut self.engine, update)
-        }
-
-        fn judge(&self, node: &NodeView, packet: &Packet, memory: &[Remembered]) -> FlowVerdict {
+    impl Judge for Backend {
+        fn judge(
+            &self,
+            objects: &BTreeMap<Self::Key, Self::Value>,
+            node: &NodeView,
+            packet: &Packet,
+            memory: &[Remembered],
+        ) -> FlowVerdict {
             let family = Family::of(packet.destination.ip());
             let mut recent = BTreeMap::new();
             for it in memory.iter().filter(|it| it.client == packet.source) {
@@ -167,57 +219,34 @@ mod iptables {
                 local: &node.of(family).addresses,
                 recent: &recent,
             };
-            let objects = self.engine.dataplane().objects.of(family);
-            verdict(&View::new(self.engine.backend(), family, objects).judge(&packet))
+            let fates = View::new(self, family, objects).judge(&packet);
+            all_of(fates.iter().map(|fate| match fate {
+                Fate::Accepted => FlowVerdict::Accept,
+                Fate::Dropped => FlowVerdict::Drop,
+                Fate::Forwarded { to, masqueraded } => {
+                    FlowVerdict::Dnat([(*to, Some(*masqueraded))].into())
+                }
+                Fate::Rejected => FlowVerdict::Reject,
+                Fate::Untouched => FlowVerdict::Untouched,
+                Fate::Masqueraded | _ => FlowVerdict::Other(format!("{fate:?}")),
+            }))
         }
 
-        fn listing(&self) -> String {
-            let objects = &self.engine.dataplane().objects;
-            let all = Family::ALL.iter().flat_map(|family| objects.of(*family));
-            all.flat_map(|(key, value)| key.listing(value))
-                .fold(String::new(), |text, rule| text + &rule + "\n")
-        }
-    }
-
-    fn verdict(fates: &BTreeSet<Fate>) -> FlowVerdict {
-        let mut to = BTreeMap::new();
-        let mut others = Vec::new();
-        for fate in fates {
-            let Fate::Forwarded { to: addr, masqueraded } = fate else {
-                others.push(fate);
-                continue;
-            };
-            if to.insert(*addr, Some(*masqueraded)).is_some() {
-                return FlowVerdict::Other(format!("{addr} with and without masquerade"));
-            }
-        }
-        match (to.is_empty(), others.as_slice()) {
-            (false, []) => FlowVerdict::Dnat(to),
-            (true, [Fate::Accepted]) => FlowVerdict::Accept,
-            (true, [Fate::Dropped]) => FlowVerdict::Drop,
-            (true, [Fate::Rejected]) => FlowVerdict::Reject,
-            (true, [Fate::Untouched]) => FlowVerdict::Untouched,
-            _ => FlowVerdict::Other(format!("{fates:?}")),
+        fn listing(key: &Self::Key, value: &Self::Value) -> String {
+            key.listing(value).into_iter().map(|rule| rule + "\n").collect()
         }
     }
 }
 
 #[cfg(feature = "ipvs")]
 mod ipvs {
-    use std::collections::BTreeSet;
-
-    use proxier::{
-        Mode,
-        ir::NodeView,
-        sim::{Packet, Remembered},
-    };
+    use proxier::Mode;
     use proxier_backend_ipvs::{
         Config, Ipvs as Backend,
         view::{Fate, Packet as ViewPacket, View},
     };
-    use proxier_testkit::cases::{FakeNode, FlowVerdict, NameInput};
 
-    use super::{BTreeMap, Engine, FakeKernel, Family, ObjectName, Subject, Update, program};
+    use super::*;
 
     pub(super) struct Ipvs;
 
@@ -226,37 +255,19 @@ mod ipvs {
             Mode::Ipvs
         }
 
-        fn name(&self, _: &NameInput) -> Option<String> {
-            None
-        }
-
-        fn objects(
-            &self,
-            _: Update,
-            _: &ObjectName,
-            _: Family,
-        ) -> Result<Option<BTreeMap<String, usize>>, String> {
-            Ok(None)
-        }
-
         fn fake(&self) -> Option<Box<dyn FakeNode>> {
-            let backend = Backend::new(Config::default()).ok()?;
-            let kernel = FakeKernel::new(&backend, usize::MAX);
-            Some(Box::new(Fake { engine: Engine::new(backend, kernel, &Family::ALL) }))
+            Some(Box::new(Fake::new(Backend::new(Config::default()).ok()?)))
         }
     }
 
-    /// The backend's objects on a fake kernel.
-    struct Fake {
-        engine: Engine<Backend, FakeKernel<Backend>>,
-    }
-
-    impl FakeNode for Fake {
-        fn program(&mut self, update: Update) -> Result<(), String> {
-            program(&mut self.engine, update)
-        }
-
-        fn judge(&self, node: &NodeView, packet: &Packet, memory: &[Remembered]) -> FlowVerdict {
+    impl Judge for Backend {
+        fn judge(
+            &self,
+            objects: &BTreeMap<Self::Key, Self::Value>,
+            node: &NodeView,
+            packet: &Packet,
+            memory: &[Remembered],
+        ) -> FlowVerdict {
             let family = Family::of(packet.destination.ip());
             let own = memory.iter().filter(|it| it.client == packet.source);
             let memory: Vec<_> = own.map(|it| (it.key, it.member, it.age)).collect();
@@ -268,54 +279,29 @@ mod ipvs {
                 local: &node.of(family).addresses,
                 memory: &memory,
             };
-            verdict(&View::new(family, self.engine.dataplane().objects.of(family)).judge(&packet))
-        }
-
-        fn listing(&self) -> String {
-            let objects = &self.engine.dataplane().objects;
-            let all = Family::ALL.iter().flat_map(|family| objects.of(*family));
-            all.fold(String::new(), |text, (key, value)| format!("{text}{key}\n{value}\n"))
-        }
-    }
-
-    fn verdict(fates: &BTreeSet<Fate>) -> FlowVerdict {
-        let mut to = BTreeMap::new();
-        let mut others = Vec::new();
-        for fate in fates {
-            let Fate::Forwarded { to: addr, masqueraded } = fate else {
-                others.push(fate);
-                continue;
-            };
-            if to.insert(*addr, Some(*masqueraded)).is_some() {
-                return FlowVerdict::Other(format!("{addr} with and without masquerade"));
-            }
-        }
-        match (to.is_empty(), others.as_slice()) {
-            (false, []) => FlowVerdict::Dnat(to),
-            (true, [Fate::Dropped]) => FlowVerdict::Drop,
-            (true, [Fate::Rejected]) => FlowVerdict::Reject,
-            (true, [Fate::Untouched]) => FlowVerdict::Untouched,
-            _ => FlowVerdict::Other(format!("{fates:?}")),
+            let fates = View::new(family, objects).judge(&packet);
+            all_of(fates.iter().map(|fate| match fate {
+                Fate::Dropped => FlowVerdict::Drop,
+                Fate::Forwarded { to, masqueraded } => {
+                    FlowVerdict::Dnat([(*to, Some(*masqueraded))].into())
+                }
+                Fate::Rejected => FlowVerdict::Reject,
+                Fate::Untouched => FlowVerdict::Untouched,
+                _ => FlowVerdict::Other(format!("{fate:?}")),
+            }))
         }
     }
 }
 
 #[cfg(feature = "nftables")]
 mod nftables {
-    use std::collections::BTreeSet;
-
-    use proxier::{
-        Mode,
-        ir::NodeView,
-        sim::{Packet, Remembered},
-    };
+    use proxier::Mode;
     use proxier_backend_nftables::{
         Config, Nftables as Backend,
         view::{Fate, Packet as ViewPacket, View},
     };
-    use proxier_testkit::cases::{FakeNode, FlowVerdict, NameInput};
 
-    use super::{BTreeMap, Engine, FakeKernel, Family, ObjectName, Subject, Update, program};
+    use super::*;
 
     pub(super) struct Nftables;
 
@@ -324,37 +310,19 @@ mod nftables {
             Mode::Nftables
         }
 
-        fn name(&self, _: &NameInput) -> Option<String> {
-            None
-        }
-
-        fn objects(
-            &self,
-            _: Update,
-            _: &ObjectName,
-            _: Family,
-        ) -> Result<Option<BTreeMap<String, usize>>, String> {
-            Ok(None)
-        }
-
         fn fake(&self) -> Option<Box<dyn FakeNode>> {
-            let backend = Backend::new(Config::default()).ok()?;
-            let kernel = FakeKernel::new(&backend, usize::MAX);
-            Some(Box::new(Fake { engine: Engine::new(backend, kernel, &Family::ALL) }))
+            Some(Box::new(Fake::new(Backend::new(Config::default()).ok()?)))
         }
     }
 
-    /// The backend's objects on a fake kernel.
-    struct Fake {
-        engine: Engine<Backend, FakeKernel<Backend>>,
-    }
-
-    impl FakeNode for Fake {
-        fn program(&mut self, update: Update) -> Result<(), String> {
-            program(&mut self.engine, update)
-        }
-
-        fn judge(&self, node: &NodeView, packet: &Packet, memory: &[Remembered]) -> FlowVerdict {
+    impl Judge for Backend {
+        fn judge(
+            &self,
+            objects: &BTreeMap<Self::Key, Self::Value>,
+            node: &NodeView,
+            packet: &Packet,
+            memory: &[Remembered],
+        ) -> FlowVerdict {
             let family = Family::of(packet.destination.ip());
             let own = memory.iter().filter(|it| it.client == packet.source);
             let memory: Vec<_> = own.map(|it| (it.id.clone(), it.member, it.age)).collect();
@@ -366,52 +334,29 @@ mod nftables {
                 local: &node.of(family).addresses,
                 memory: &memory,
             };
-            verdict(&View::new(family, self.engine.dataplane().objects.of(family)).judge(&packet))
-        }
-
-        fn listing(&self) -> String {
-            let objects = &self.engine.dataplane().objects;
-            let all = Family::ALL.iter().flat_map(|family| objects.of(*family));
-            all.fold(String::new(), |text, (key, value)| format!("{text}{key}\n{value}\n"))
-        }
-    }
-
-    fn verdict(fates: &BTreeSet<Fate>) -> FlowVerdict {
-        let mut to = BTreeMap::new();
-        let mut others = Vec::new();
-        for fate in fates {
-            let Fate::Forwarded { to: addr, masqueraded } = fate else {
-                others.push(fate);
-                continue;
-            };
-            if to.insert(*addr, Some(*masqueraded)).is_some() {
-                return FlowVerdict::Other(format!("{addr} with and without masquerade"));
-            }
-        }
-        match (to.is_empty(), others.as_slice()) {
-            (false, []) => FlowVerdict::Dnat(to),
-            (true, [Fate::Dropped]) => FlowVerdict::Drop,
-            (true, [Fate::Rejected]) => FlowVerdict::Reject,
-            (true, [Fate::Untouched]) => FlowVerdict::Untouched,
-            _ => FlowVerdict::Other(format!("{fates:?}")),
+            let fates = View::new(family, objects).judge(&packet);
+            all_of(fates.iter().map(|fate| match fate {
+                Fate::Dropped => FlowVerdict::Drop,
+                Fate::Forwarded { to, masqueraded } => {
+                    FlowVerdict::Dnat([(*to, Some(*masqueraded))].into())
+                }
+                Fate::Rejected => FlowVerdict::Reject,
+                Fate::Untouched => FlowVerdict::Untouched,
+                Fate::Masqueraded | _ => FlowVerdict::Other(format!("{fate:?}")),
+            }))
         }
     }
 }
 
 #[cfg(feature = "userspace")]
 mod userspace {
-    use proxier::{
-        Mode,
-        ir::NodeView,
-        sim::{Packet, Remembered},
-    };
+    use proxier::Mode;
     use proxier_backend_userspace::{
         Config, Ports, Userspace as Backend,
         view::{Fate, endpoints, judge},
     };
-    use proxier_testkit::cases::{FakeNode, FlowVerdict, NameInput};
 
-    use super::{BTreeMap, Engine, FakeKernel, Family, ObjectName, Subject, Update, program};
+    use super::*;
 
     pub(super) struct Userspace;
 
@@ -420,40 +365,22 @@ mod userspace {
             Mode::Userspace
         }
 
-        fn name(&self, _: &NameInput) -> Option<String> {
-            None
-        }
-
-        fn objects(
-            &self,
-            _: Update,
-            _: &ObjectName,
-            _: Family,
-        ) -> Result<Option<BTreeMap<String, usize>>, String> {
-            Ok(None)
-        }
-
         fn fake(&self) -> Option<Box<dyn FakeNode>> {
-            let backend = Backend::new(&Config::default(), Ports::default()).ok()?;
-            let kernel = FakeKernel::new(&backend, usize::MAX);
-            Some(Box::new(Fake { engine: Engine::new(backend, kernel, &Family::ALL) }))
+            let backend = Backend::new(&Config::default(), Ports::default());
+            Some(Box::new(Fake::new(backend.ok()?)))
         }
     }
 
-    /// The backend's objects on a fake kernel.
-    struct Fake {
-        engine: Engine<Backend, FakeKernel<Backend>>,
-    }
-
-    impl FakeNode for Fake {
-        fn program(&mut self, update: Update) -> Result<(), String> {
-            program(&mut self.engine, update)
-        }
-
+    impl Judge for Backend {
         /// Who goes where by affinity is decided by the clock, in the process: its tests have it.
-        fn judge(&self, node: &NodeView, packet: &Packet, _: &[Remembered]) -> FlowVerdict {
+        fn judge(
+            &self,
+            objects: &BTreeMap<Self::Key, Self::Value>,
+            node: &NodeView,
+            packet: &Packet,
+            _: &[Remembered],
+        ) -> FlowVerdict {
             let family = Family::of(packet.destination.ip());
-            let objects = self.engine.dataplane().objects.of(family);
             match judge(objects, node.of(family), packet) {
                 Fate::Captured(origin) => {
                     let to = endpoints(objects, packet, origin).into_iter();
@@ -464,12 +391,6 @@ mod userspace {
                 Fate::Untouched => FlowVerdict::Untouched,
                 Fate::Odd(what) => FlowVerdict::Other(what),
             }
-        }
-
-        fn listing(&self) -> String {
-            let objects = &self.engine.dataplane().objects;
-            let all = Family::ALL.iter().flat_map(|family| objects.of(*family));
-            all.fold(String::new(), |text, (key, value)| format!("{text}{key}\n{value}\n"))
         }
     }
 }

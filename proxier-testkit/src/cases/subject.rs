@@ -43,7 +43,9 @@ pub trait Subject {
 
     /// The name of a kernel object; `None` when the backend has none of that sort, or does not follow
     /// kube-proxy's names.
-    fn name(&self, input: &NameInput) -> Option<String>;
+    fn name(&self, _input: &NameInput) -> Option<String> {
+        None
+    }
 
     /// How many objects of each sort one Service has after an update; `None` when its objects are not
     /// laid out as kube-proxy's. Objects of a sort that cases do not ask for are left out.
@@ -52,10 +54,12 @@ pub trait Subject {
     /// The update cannot be programmed, in words.
     fn objects(
         &self,
-        update: Update,
-        service: &ObjectName,
-        family: Family,
-    ) -> Result<Option<BTreeMap<String, usize>>, String>;
+        _update: Update,
+        _service: &ObjectName,
+        _family: Family,
+    ) -> Result<Option<BTreeMap<String, usize>>, String> {
+        Ok(None)
+    }
 
     /// A fake kernel that this backend can program; `None` when there is no packet view of it.
     fn fake(&self) -> Option<Box<dyn FakeNode>>;
