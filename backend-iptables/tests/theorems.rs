@@ -13,24 +13,14 @@ use common::*;
 use proptest::{collection::vec, prelude::*};
 use proxier_backend_iptables::{Config, Iptables, Layout};
 use proxier_core::{
-    Family, Proxier, Update,
-    engine::Engine,
-    model::{Event, NodeEnv, Store},
+    Family, Proxier,
+    model::NodeEnv,
     spi::{Backend, Objects},
-    testing::{FakeKernel, generate},
+    testing::{generate, laws},
 };
 
 fn backend() -> Iptables {
     Iptables::new(Config::default()).unwrap()
-}
-
-/// A store that has its first lists, which are empty.
-fn empty_store() -> (Store, Update) {
-    let mut store = Store::new(NodeEnv::default());
-    store.apply(Event::Services(Vec::new()));
-    store.apply(Event::EndpointSlices(Vec::new()));
-    let update = store.take().unwrap();
-    (store, update)
 }
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -46,34 +36,20 @@ proptest! {
 
     #[test]
     fn any_history_ends_where_a_fresh_start_would(
-        history in vec(generate::burst(), 1..12), limit in prop_oneof![Just(3_usize), Just(1000)],
+        env in generate::node(),
+        history in vec(generate::burst(), 1..12),
+        faults in prop_oneof![Just(Vec::new()), generate::faults()],
+        limit in prop_oneof![Just(3_usize), Just(1000)],
     ) {
-        let (mut store, first) = empty_store();
-        let kernel = FakeKernel::new(&backend(), limit);
-        let mut engine = Engine::new(backend(), kernel, &Family::ALL);
-        block_on(engine.sync(first)).unwrap();
-        for burst in history {
-            for event in burst {
-                store.apply(event);
-            }
-            let Some(update) = store.take() else { continue };
-            let plan = engine.plan(&update);
-            let report = block_on(engine.sync(update)).unwrap();
-            prop_assert!(report.degraded.is_empty(), "{:?}", report.degraded);
-            prop_assert_eq!(plan.count(), report.ops);
-        }
-        prop_assert_eq!(&engine.dataplane().violations, &Vec::<String>::new());
-        let kernel = FakeKernel::new(&backend(), limit);
-        let mut fresh = Engine::new(backend(), kernel, &Family::ALL);
-        block_on(fresh.sync(store.reset())).unwrap();
-        for family in Family::ALL {
-            assert_same(fresh.dataplane().objects.of(family), engine.dataplane().objects.of(family));
-        }
+        let refused = laws::any_history_ends_where_a_fresh_start_would(
+            backend, env, &history, &faults, limit, laws::everything,
+        );
+        prop_assert_eq!(refused, []);
     }
 
     #[test]
     fn compiling_again_gives_the_same(history in vec(generate::burst(), 1..6)) {
-        let (mut store, _) = empty_store();
+        let mut store = laws::empty_store(NodeEnv::default());
         for event in history.into_iter().flatten() {
             store.apply(event);
         }
@@ -103,8 +79,8 @@ proptest! {
             let ns = Ns::new();
             let config = Config::default().exact(exact).layout(layout);
             let mut engine = ns.engine_with(config.clone());
-            let (mut store, first) = empty_store();
-            sync(&mut engine, first).await;
+            let mut store = laws::empty_store(NodeEnv::default());
+            sync(&mut engine, store.take().unwrap()).await;
             for burst in history {
                 for event in burst {
                     store.apply(event);

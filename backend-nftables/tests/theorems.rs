@@ -7,30 +7,14 @@ use common::*;
 use proptest::{collection::vec, prelude::*};
 use proxier_backend_nftables::{Config, Memo, Nftables};
 use proxier_core::{
-    Family, Proxier, Update,
-    engine::Engine,
-    model::{Event, NodeEnv, Store},
+    Family, Proxier,
+    model::NodeEnv,
     spi::{Backend, Objects as Declared},
-    testing::{FakeKernel, generate},
+    testing::{generate, laws},
 };
-
-type Fake = Engine<Nftables, FakeKernel<Nftables>>;
 
 fn backend() -> Nftables {
     Nftables::new(Config::default()).unwrap()
-}
-
-fn fake(limit: usize) -> Fake {
-    Engine::new(backend(), FakeKernel::new(&backend(), limit), &Family::ALL)
-}
-
-/// A store that has its first lists, which are empty.
-fn empty_store() -> (Store, Update) {
-    let mut store = Store::new(NodeEnv::default());
-    store.apply(Event::Services(Vec::new()));
-    store.apply(Event::EndpointSlices(Vec::new()));
-    let update = store.take().unwrap();
-    (store, update)
 }
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -62,49 +46,22 @@ proptest! {
 
     #[test]
     fn any_history_ends_where_a_fresh_start_would(
-        history in vec(generate::tuned_burst(), 1..12), limit in prop_oneof![Just(7_usize), Just(1000)],
+        env in generate::node(),
+        history in vec(generate::tuned_burst(), 1..12),
+        faults in prop_oneof![Just(Vec::new()), generate::faults()],
+        limit in prop_oneof![Just(7_usize), Just(1000)],
     ) {
-        let (mut store, first) = empty_store();
-        let mut engine = fake(limit);
-        block_on(engine.sync(first)).unwrap();
-        for burst in history {
-            for event in burst {
-                store.apply(event);
-            }
-            let Some(update) = store.take() else { continue };
-            let changes = match &update {
-                Update::Delta { node: None, changes, .. } => Some(changes.len()),
-                Update::Delta { .. } | Update::Reset { .. } => None,
-            };
-            let plan = engine.plan(&update);
-            let report = block_on(engine.sync(update)).unwrap();
-            prop_assert!(report.degraded.is_empty(), "{:?}", report.degraded);
-            prop_assert_eq!(plan.count(), report.ops);
-            if let Some(changes) = changes {
-                prop_assert_eq!(report.visited, changes);
-            }
-        }
-        prop_assert_eq!(&engine.dataplane().violations, &Vec::<String>::new());
-        let mut fresh = fake(limit);
-        block_on(fresh.sync(store.reset())).unwrap();
-        for family in Family::ALL {
-            let objects = engine.dataplane().objects.of(family);
-            assert_same(&engine.predicted(family), objects);
-            prop_assert_eq!(meaning(fresh.dataplane().objects.of(family)), meaning(objects));
-        }
-
-        // Slots are found again where they are, so that a restart writes nothing.
-        let mut restarted = fake(limit);
-        restarted.dataplane_mut().objects = engine.dataplane().objects.clone();
-        let report = block_on(restarted.sync(store.reset())).unwrap();
-        prop_assert_eq!(report.ops.total(), 0);
+        let refused = laws::any_history_ends_where_a_fresh_start_would(
+            backend, env, &history, &faults, limit, meaning,
+        );
+        prop_assert_eq!(refused, []);
     }
 
     #[test]
     fn compiling_again_with_the_returned_memo_changes_nothing(
         before in vec(generate::tuned_burst(), 1..6), after in generate::tuned_burst(),
     ) {
-        let (mut store, _) = empty_store();
+        let mut store = laws::empty_store(NodeEnv::default());
         let mut memos = std::collections::BTreeMap::<_, Memo>::new();
         for events in before.into_iter().chain([after]) {
             for event in events {
@@ -133,23 +90,22 @@ proptest! {
         history in vec(generate::tuned_burst(), 1..6),
         picks in vec(any::<prop::sample::Index>(), 1..6),
     ) {
-        let (mut store, _) = empty_store();
+        let mut store = laws::empty_store(NodeEnv::default());
         for event in history.into_iter().flatten() {
             store.apply(event);
         }
         store.take();
-        let mut engine = fake(1000);
-        block_on(engine.sync(store.reset())).unwrap();
+        let mut engine = laws::fake(backend(), 1000);
+        laws::now(engine.sync(store.reset())).unwrap();
         let objects = engine.dataplane_mut().objects.of_mut(Family::V4);
         let keys: Vec<_> = objects.keys().cloned().collect();
         for pick in picks {
             objects.remove(pick.get(&keys));
         }
-        let report = block_on(engine.audit()).unwrap();
+        let report = laws::now(engine.audit()).unwrap();
         prop_assert!(report.drift > 0);
-        prop_assert_eq!(&engine.dataplane().violations, &Vec::<String>::new());
-        assert_same(&engine.predicted(Family::V4), engine.dataplane().objects.of(Family::V4));
-        prop_assert_eq!(block_on(engine.audit()).unwrap().drift, 0);
+        laws::check(&engine);
+        prop_assert_eq!(laws::now(engine.audit()).unwrap().drift, 0);
     }
 }
 
@@ -161,8 +117,8 @@ proptest! {
         block_on(async {
             let ns = Ns::new();
             let mut engine = ns.engine();
-            let (mut store, first) = empty_store();
-            sync(&mut engine, first).await;
+            let mut store = laws::empty_store(NodeEnv::default());
+            sync(&mut engine, store.take().unwrap()).await;
             for burst in history {
                 for event in burst {
                     store.apply(event);

@@ -1,4 +1,5 @@
-//! What the pure half promises, over random clusters and histories.
+//! What the pure half promises, over random clusters and histories. What its objects do to packets is
+//! compared with the packet model by `tests/conformance.rs` of the root package, in every mode.
 #![allow(
     clippy::indexing_slicing,
     clippy::panic,
@@ -11,48 +12,27 @@
 use std::collections::BTreeMap;
 
 use proptest::{collection::vec, prelude::*};
-use proxier_backend_userspace::{
-    Config, Key, Ports, Userspace, Value,
-    view::{Fate, endpoints, judge},
-};
+use proxier_backend_userspace::{Capture, Config, Key, Listen, Method, Ports, Userspace, Value};
 use proxier_core::{
-    Family, Mode, Protocol, Proxier,
-    engine::Engine,
-    model::{Event, NodeEnv, Store},
-    sim::{Outcome, Packet, Sim, Traits},
+    Family, Protocol, Proxier,
+    model::{Event, NodeEnv},
     spi::Backend,
-    testing::{FakeKernel, Fault, generate},
+    testing::{
+        generate,
+        laws::{self, empty_store, fake, now},
+    },
 };
 
-type Fake = Engine<Userspace, FakeKernel<Userspace>>;
+type Fake = laws::Fake<Userspace>;
 
-fn fake(limit: usize) -> Fake {
-    let backend = Userspace::new(&Config::default(), Ports::default()).unwrap();
-    let kernel = FakeKernel::new(&backend, limit);
-    Engine::new(backend, kernel, &Family::ALL)
-}
-
-fn run<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
-}
-
-fn empty_store(env: NodeEnv) -> Store {
-    let mut store = Store::new(env);
-    store.apply(Event::Services(Vec::new()));
-    store.apply(Event::EndpointSlices(Vec::new()));
-    store
+fn backend(method: Method) -> Userspace {
+    let listen = Listen::Capture(Capture { method, ..Capture::default() });
+    Userspace::new(&Config { listen, ..Config::default() }, Ports::default()).unwrap()
 }
 
 fn objects(engine: &Fake) -> BTreeMap<Key, Value> {
     let of = |family| engine.dataplane().objects.of(family).clone();
     Family::ALL.into_iter().flat_map(of).collect()
-}
-
-fn check(engine: &Fake) {
-    assert_eq!(engine.dataplane().violations, [""; 0]);
-    for family in Family::ALL {
-        assert_eq!(*engine.dataplane().objects.of(family), engine.predicted(family), "{family}");
-    }
 }
 
 proptest! {
@@ -61,40 +41,14 @@ proptest! {
     #[test]
     fn any_history_ends_where_a_fresh_start_would(
         env in generate::node(),
-        bursts in vec(generate::burst(), 1..16),
-        faults in vec(prop::option::weighted(0.2, 0_u8..3), 16),
+        history in vec(generate::burst(), 1..16),
+        faults in prop_oneof![Just(Vec::new()), generate::faults()],
+        method in prop_oneof![Just(Method::Redirect), Just(Method::Tproxy)],
     ) {
-        let mut store = empty_store(env);
-        let mut engine = fake(24);
-        engine.dataplane_mut().faults = faults
-            .into_iter()
-            .map(|fault| fault.map(|kind| match kind {
-                0 => Fault::LoseReply,
-                1 => Fault::LoseRequest,
-                _ => Fault::Transport,
-            }))
-            .collect();
-        for burst in &bursts {
-            for event in burst {
-                store.apply(event.clone());
-            }
-            if let Some(update) = store.take() {
-                run(engine.sync(update)).ok();
-            }
-        }
-        engine.dataplane_mut().faults.clear();
-        run(engine.retry()).unwrap();
-        run(engine.audit()).unwrap();
-        check(&engine);
-        let mut fresh = fake(usize::MAX);
-        run(fresh.sync(store.reset())).unwrap();
-        prop_assert_eq!(objects(&engine), objects(&fresh));
-        // What is there already is left alone.
-        let before = fresh.dataplane().writes;
-        run(fresh.sync(store.reset())).unwrap();
-        prop_assert_eq!(fresh.dataplane().writes, before);
-        run(fresh.cleanup()).unwrap();
-        prop_assert!(objects(&fresh).is_empty());
+        let refused = laws::any_history_ends_where_a_fresh_start_would(
+            || backend(method), env, &history, &faults, 24, laws::everything,
+        );
+        prop_assert!(refused.iter().all(|it| it.id.protocol == Protocol::Sctp), "{refused:?}");
     }
 
     #[test]
@@ -102,9 +56,9 @@ proptest! {
         env in generate::node(),
         bursts in vec(generate::burst(), 1..6),
     ) {
-        let backend = Userspace::new(&Config::default(), Ports::default()).unwrap();
+        let backend = backend(Method::Tproxy);
         let mut store = empty_store(env);
-        let mut engine = fake(usize::MAX);
+        let mut engine = fake(self::backend(Method::Tproxy), usize::MAX);
         for burst in &bursts {
             for event in burst {
                 store.apply(event.clone());
@@ -117,7 +71,7 @@ proptest! {
                 let mut out = proxier_core::spi::Objects::default();
                 backend.compile(&store.env().view(), fragment, &(), &mut out).unwrap();
             }
-            run(engine.sync(update)).unwrap();
+            now(engine.sync(update)).unwrap();
         }
         let all = objects(&engine);
         for key in all.keys() {
@@ -130,71 +84,6 @@ proptest! {
             }
         }
     }
-
-    #[test]
-    fn the_rules_say_of_any_packet_what_the_model_says(
-        env in generate::node(),
-        bursts in vec(generate::burst(), 1..8),
-        packets in vec((0_usize..16, 0_usize..16, 0_usize..8, any::<bool>()), 24),
-    ) {
-        let mut store = empty_store(env);
-        for event in bursts.concat() {
-            store.apply(event);
-        }
-        let mut engine = fake(usize::MAX);
-        run(engine.sync(store.take().unwrap())).unwrap();
-        let node = store.env().view();
-        let traits = Traits::of(Mode::Userspace);
-        let sim = Sim::new(&node, &traits, &store);
-        for packet in packets {
-            let packet = pick(&store, packet);
-            let view = node.of(Family::of(packet.destination.ip()));
-            let trace = sim.trace(&packet, &[]);
-            let expected = match &trace.outcome {
-                Outcome::Drop => Fate::Drop,
-                Outcome::Forward { .. } => Fate::Captured(trace.origin),
-                Outcome::Reject => Fate::Reject,
-                Outcome::Accept | Outcome::Untouched => Fate::Untouched,
-            };
-            let all = objects(&engine);
-            let judged = judge(&all, view, &packet);
-            prop_assert_eq!(&judged, &expected, "{:?}\n{:?}", packet, trace);
-            if let (Outcome::Forward { to }, Fate::Captured(origin)) = (&trace.outcome, judged) {
-                let wanted: BTreeMap<_, _> =
-                    to.iter().map(|it| (it.addr, it.source.is_masquerade())).collect();
-                prop_assert_eq!(endpoints(&all, &packet, origin), wanted, "{:?}", packet);
-            }
-        }
-    }
-}
-
-/// A packet that has something to do with the cluster.
-fn pick(store: &Store, (to, from, port, udp): (usize, usize, usize, bool)) -> Packet {
-    let view = store.env().view();
-    let mut addresses: Vec<std::net::IpAddr> = Family::ALL
-        .into_iter()
-        .flat_map(|family| view.of(family).addresses.clone())
-        .chain(["127.0.0.1", "::1", "10.61.3.21", "fd41:61:0:3::21"].map(|ip| ip.parse().unwrap()))
-        .chain(["192.0.2.55", "2001:db8:55::9"].map(|ip| ip.parse().unwrap()))
-        .collect();
-    let sources = addresses.clone();
-    for frontend in store.fragments().flat_map(|fragment| fragment.frontends.clone()) {
-        if let proxier_core::ir::WayIn::Address(ip) = frontend.key.way_in {
-            addresses.push(ip);
-        }
-    }
-    let destination = addresses[to % addresses.len()];
-    let family = Family::of(destination);
-    let sources: Vec<_> = sources.into_iter().filter(|ip| family.has(ip)).collect();
-    let source = sources[from % sources.len()];
-    let port = [53, 80, 443, 30_080, 30_081][port % 5];
-    let local = source.is_loopback() || view.of(family).addresses.contains(&source);
-    Packet {
-        source,
-        input: (!local).then(|| "eth0".into()),
-        destination: (destination, port).into(),
-        protocol: if udp { Protocol::Udp } else { Protocol::Tcp },
-    }
 }
 
 #[test]
@@ -204,8 +93,8 @@ fn sctp_is_refused_by_name() {
     let mut store = empty_store(NodeEnv::default());
     store.apply(Event::Services(manifest.services().cloned().collect()));
     store.apply(Event::EndpointSlices(manifest.slices().cloned().collect()));
-    let mut engine = fake(usize::MAX);
-    let report = run(engine.sync(store.take().unwrap())).unwrap();
+    let mut engine = fake(backend(Method::Tproxy), usize::MAX);
+    let report = now(engine.sync(store.take().unwrap())).unwrap();
     let [degraded] = &report.degraded[..] else { panic!("{report:?}") };
     assert_eq!(
         degraded.reason,

@@ -5,33 +5,22 @@ use std::{collections::BTreeMap, sync::Arc};
 use proptest::{collection::vec, prelude::*};
 use proxier_core::{
     Family, Proxier, Update,
-    engine::Engine,
     ir::Fragment,
     model::{Event, NodeEnv, Object, Store},
     spi::Backend,
-    testing::{FakeKernel, Fault, Toy, generate},
+    testing::{
+        Toy, generate,
+        laws::{Fake, check, empty_store, fake, now},
+    },
 };
 
-type Toys = Engine<Toy, FakeKernel<Toy>>;
+type Toys = Fake<Toy>;
 
 /// A small batch limit makes splitting common.
 const LIMIT: usize = 12;
 
 fn toys(atomic: bool, limit: usize) -> Toys {
-    let backend = Toy::new(atomic);
-    let kernel = FakeKernel::new(&backend, limit);
-    Engine::new(backend, kernel, &Family::ALL)
-}
-
-fn run<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().build().expect("a runtime").block_on(future)
-}
-
-fn empty_store(env: NodeEnv) -> Store {
-    let mut store = Store::new(env);
-    store.apply(Event::Services(Vec::new()));
-    store.apply(Event::EndpointSlices(Vec::new()));
-    store
+    fake(Toy::new(atomic), limit)
 }
 
 /// A store that hears only of the final objects.
@@ -75,13 +64,6 @@ fn fragments(store: &Store) -> Vec<Arc<Fragment>> {
     store.fragments().cloned().collect()
 }
 
-fn check(engine: &Toys) {
-    assert_eq!(engine.dataplane().violations, [""; 0]);
-    for family in Family::ALL {
-        assert_eq!(*engine.dataplane().objects.of(family), engine.predicted(family), "{family}");
-    }
-}
-
 /// The meaning of a kernel: everything but which endpoint sits in which slot.
 fn meaning(engine: &Toys) -> Vec<String> {
     let mut lines = Vec::new();
@@ -117,7 +99,7 @@ proptest! {
         let mut engine = toys(atomic, LIMIT);
         for burst in &bursts {
             if let Some(update) = apply_all(&mut store, burst) {
-                run(engine.sync(update)).unwrap();
+                now(engine.sync(update)).unwrap();
                 check(&engine);
             }
         }
@@ -125,7 +107,7 @@ proptest! {
         let update = fresh.take();
         prop_assert_eq!(fragments(&store), fragments(&fresh));
         let mut restarted = toys(atomic, LIMIT);
-        run(restarted.sync(update.unwrap())).unwrap();
+        now(restarted.sync(update.unwrap())).unwrap();
         check(&restarted);
         prop_assert_eq!(meaning(&engine), meaning(&restarted));
     }
@@ -142,7 +124,7 @@ proptest! {
             let changes = delta_ids(&update);
             let plan = engine.plan(&update);
             let before = engine.dataplane().writes;
-            let report = run(engine.sync(update)).unwrap();
+            let report = now(engine.sync(update)).unwrap();
             if let Some(changes) = changes {
                 prop_assert_eq!(plan.visited, changes);
                 prop_assert_eq!(report.visited, changes);
@@ -163,7 +145,7 @@ proptest! {
             let [one, two] = [0, 1].map(|index| {
                 let update = apply_all(&mut stores[index], burst)?;
                 let plan = engines[index].plan(&update).to_string();
-                let report = run(engines[index].sync(update)).unwrap();
+                let report = now(engines[index].sync(update)).unwrap();
                 Some((plan, report))
             });
             prop_assert_eq!(one, two);
@@ -180,7 +162,7 @@ proptest! {
         let mut engines = [toys(true, LIMIT), toys(true, LIMIT)];
         let start = apply_all(&mut store, &base.concat()).unwrap();
         for engine in &mut engines {
-            run(engine.sync(start.clone())).unwrap();
+            now(engine.sync(start.clone())).unwrap();
         }
         let before = fragments(&store);
         let Some(Update::Delta { revision, node: None, changes }) = apply_all(&mut store, &burst)
@@ -197,9 +179,9 @@ proptest! {
         }
         let single = |change| Update::Delta { revision, node: None, changes: vec![change] };
         for change in changes.iter().rev() {
-            run(engines[0].sync(single(change.clone()))).unwrap();
+            now(engines[0].sync(single(change.clone()))).unwrap();
         }
-        run(engines[1].sync(Update::Delta { revision, node: None, changes })).unwrap();
+        now(engines[1].sync(Update::Delta { revision, node: None, changes })).unwrap();
         for engine in &engines {
             for family in Family::ALL {
                 prop_assert_eq!(engine.dataplane().objects.of(family), &engine.predicted(family));
@@ -212,31 +194,23 @@ proptest! {
     fn any_fault_is_repaired_without_a_flush(
         env in generate::node(),
         bursts in vec(generate::tuned_burst(), 1..12),
-        faults in vec(prop::option::weighted(0.3, 0_u8..4), 24),
+        faults in generate::faults(),
         atomic: bool,
     ) {
         let mut store = empty_store(env);
         let mut engine = toys(atomic, LIMIT);
-        engine.dataplane_mut().faults = faults
-            .into_iter()
-            .map(|fault| fault.map(|kind| match kind {
-                0 => Fault::LoseReply,
-                1 => Fault::LoseRequest,
-                2 => Fault::StopHalfWay,
-                _ => Fault::Transport,
-            }))
-            .collect();
+        engine.dataplane_mut().faults = faults.into();
         for burst in &bursts {
             if let Some(update) = apply_all(&mut store, burst) {
-                run(engine.sync(update)).ok();
+                now(engine.sync(update)).ok();
             }
         }
         engine.dataplane_mut().faults.clear();
-        run(engine.retry()).unwrap();
-        run(engine.audit()).unwrap();
+        now(engine.retry()).unwrap();
+        now(engine.audit()).unwrap();
         check(&engine);
         let mut clean = toys(atomic, LIMIT);
-        run(clean.sync(store.reset())).unwrap();
+        now(clean.sync(store.reset())).unwrap();
         prop_assert_eq!(meaning(&engine), meaning(&clean));
     }
 
@@ -249,15 +223,15 @@ proptest! {
         let mut engine = toys(true, LIMIT);
         for burst in &bursts {
             if let Some(update) = apply_all(&mut store, burst) {
-                run(engine.sync(update)).unwrap();
+                now(engine.sync(update)).unwrap();
             }
         }
         let mut restarted = toys(true, LIMIT);
         restarted.dataplane_mut().objects = engine.dataplane().objects.clone();
-        let report = run(restarted.sync(store.reset())).unwrap();
+        let report = now(restarted.sync(store.reset())).unwrap();
         prop_assert_eq!(report.ops.total(), 0);
         prop_assert_eq!(restarted.dataplane().writes, 0);
-        let again = run(restarted.audit()).unwrap();
+        let again = now(restarted.audit()).unwrap();
         prop_assert_eq!((again.ops.total(), again.drift), (0, 0));
     }
 
@@ -274,7 +248,7 @@ proptest! {
         let mut engine = toys(atomic, limit);
         let start = apply_all(&mut store, &bursts.concat()).unwrap();
         let mut rehearsal = toys(atomic, limit);
-        run(rehearsal.sync(start)).unwrap();
+        now(rehearsal.sync(start)).unwrap();
         let objects = |engine: &Toys| -> Vec<String> {
             let keys = Family::ALL.map(|family| engine.dataplane().objects.of(family).clone());
             keys.into_iter().flatten().map(|(key, _)| key).collect()
@@ -285,7 +259,7 @@ proptest! {
 
         engine.dataplane_mut().poison.insert(victim.clone());
         engine.dataplane_mut().attributes = attributes;
-        let report = run(engine.sync(store.reset())).unwrap();
+        let report = now(engine.sync(store.reset())).unwrap();
         check(&engine);
         let poisoned = report.degraded.iter().filter(|it| it.reason.contains("poisoned")).count();
         prop_assert_eq!(poisoned, 1);
@@ -294,7 +268,7 @@ proptest! {
         prop_assert!(!objects(&engine).contains(&victim));
 
         engine.dataplane_mut().poison.clear();
-        let report = run(engine.retry()).unwrap();
+        let report = now(engine.retry()).unwrap();
         check(&engine);
         prop_assert!(report.degraded.iter().all(|it| !it.reason.contains("poisoned")));
         prop_assert_eq!(meaning(&engine), meaning(&rehearsal));
@@ -308,7 +282,7 @@ proptest! {
     ) {
         let mut store = empty_store(env);
         let mut engine = toys(true, LIMIT);
-        run(engine.sync(apply_all(&mut store, &bursts.concat()).unwrap())).unwrap();
+        now(engine.sync(apply_all(&mut store, &bursts.concat()).unwrap())).unwrap();
         let objects = engine.dataplane_mut().objects.of_mut(Family::V4);
         let keys: Vec<_> = objects.keys().cloned().collect();
         let mut touched = std::collections::BTreeSet::new();
@@ -318,11 +292,11 @@ proptest! {
             touched.insert(key);
         }
         objects.insert("1 stray".to_owned(), "not ours".to_owned());
-        let report = run(engine.audit()).unwrap();
+        let report = now(engine.audit()).unwrap();
         check(&engine);
         // A lost slot may come back as another slot of the same endpoint.
         prop_assert!(report.drift > touched.len());
-        prop_assert_eq!(run(engine.audit()).unwrap().drift, 0);
+        prop_assert_eq!(now(engine.audit()).unwrap().drift, 0);
     }
 
     #[test]
@@ -358,12 +332,12 @@ proptest! {
     fn cleanup_leaves_nothing(env in generate::node(), burst in generate::tuned_burst()) {
         let mut store = empty_store(env);
         let mut engine = toys(true, LIMIT);
-        run(engine.sync(apply_all(&mut store, &burst).unwrap())).unwrap();
-        run(engine.cleanup()).unwrap();
+        now(engine.sync(apply_all(&mut store, &burst).unwrap())).unwrap();
+        now(engine.cleanup()).unwrap();
         for family in Family::ALL {
             prop_assert!(engine.dataplane().objects.of(family).is_empty());
         }
-        run(engine.sync(store.reset())).unwrap();
+        now(engine.sync(store.reset())).unwrap();
         check(&engine);
     }
 }

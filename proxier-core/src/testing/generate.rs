@@ -15,6 +15,7 @@ use proptest::{
     strategy::{BoxedStrategy, Just, Strategy},
 };
 
+use super::Fault;
 use crate::{
     model::{
         DetectLocal, EndpointSlice, Event, NodeEnv, NodePortAddresses, Object, ObjectKey, Service,
@@ -261,6 +262,13 @@ pub fn burst() -> BoxedStrategy<Vec<Event>> {
 /// The same with [`tuned_service`] and [`tuned_slice`].
 pub fn tuned_burst() -> BoxedStrategy<Vec<Event>> {
     vec(event_of(tuned_service(), tuned_slice()), 1..6).boxed()
+}
+
+/// What goes wrong with the commits of a history, one after the other: mostly nothing.
+pub fn faults() -> BoxedStrategy<Vec<Option<Fault>>> {
+    let fault =
+        select(&[Fault::LoseReply, Fault::LoseRequest, Fault::StopHalfWay, Fault::Transport][..]);
+    vec(option::weighted(0.2, fault), 0..24).boxed()
 }
 
 fn apply(object: Option<Object>) -> Event {

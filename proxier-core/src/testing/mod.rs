@@ -1,8 +1,9 @@
-//! For tests of backends: a fake kernel that is stricter than the real one, a toy backend, and
-//! generators.
+//! For tests of backends: a fake kernel that is stricter than the real one, theorems, a toy backend,
+//! and generators.
 
 mod fake;
 pub mod generate;
+pub mod laws;
 mod toy;
 
 pub use fake::{FakeKernel, Fault};
