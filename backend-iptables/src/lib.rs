@@ -73,7 +73,7 @@
 //!
 //! Reading and planning a change costs what the change costs. The kernel, however, walks every chain
 //! that packets can reach whenever a rule is added to a table, twice in table nat because two built-in
-//! chains lead to the Services. `tests/scale.rs` measures.
+//! chains lead to the Services. `examples/churn.rs` measures.
 //!
 //! kube-proxy compares each new connection with the Services one by one. Here chains branch, by four
 //! bits of the address or five of the node port: `KUBE-IP-0A60` leads on to addresses in
