@@ -186,6 +186,17 @@ impl EndpointSlice {
             )
     }
 
+    /// The names in it that other slices have, too.
+    pub(super) fn names_mut(&mut self) -> impl Iterator<Item = &mut Arc<str>> {
+        let ports = self.ports.iter_mut().map(|port| &mut port.name);
+        let endpoints = self.endpoints.iter_mut().flat_map(|endpoint| {
+            let hints = endpoint.hints.iter_mut();
+            let hints = hints.flat_map(|it| it.zones.iter_mut().chain(&mut it.nodes));
+            endpoint.node.iter_mut().chain(hints)
+        });
+        ports.chain(endpoints)
+    }
+
     /// Its ports.
     #[must_use]
     pub fn ports(&self) -> &[SlicePort] {

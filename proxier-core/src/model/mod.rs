@@ -3,6 +3,7 @@
 mod address;
 pub mod api;
 mod endpoints;
+mod names;
 mod node;
 mod problem;
 mod service;

@@ -162,6 +162,11 @@ impl Service {
         check.done(Some(service))
     }
 
+    /// The names in it that other Services have, too.
+    pub(super) fn names_mut(&mut self) -> impl Iterator<Item = &mut Arc<str>> {
+        self.ports.iter_mut().map(|port| &mut port.name)
+    }
+
     /// Namespace and name.
     #[must_use]
     pub const fn name(&self) -> &ObjectName {

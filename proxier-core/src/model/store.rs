@@ -11,7 +11,7 @@ use std::{
 
 use serde::Serialize;
 
-use super::{EndpointSlice, NodeEnv, PortView, Service};
+use super::{EndpointSlice, NodeEnv, PortView, Service, names::Names};
 use crate::{
     claims::{Claim, Claims},
     ir::{Fragment, Frontend, FrontendKey, FrontendKind, NodeView},
@@ -113,6 +113,7 @@ pub struct Store {
     /// The slices of each Service, by name.
     slices_of: HashMap<ObjectName, Vec<Arc<EndpointSlice>>>,
     claims: Claims,
+    names: Names,
     /// What the last update made of each Service, sorted by id.
     fragments: BTreeMap<ObjectName, Vec<Arc<Fragment>>>,
     dirty: BTreeSet<ObjectName>,
@@ -143,6 +144,7 @@ impl Store {
             slices: BTreeMap::new(),
             slices_of: HashMap::new(),
             claims: Claims::default(),
+            names: Names::default(),
             fragments: BTreeMap::new(),
             dirty: BTreeSet::new(),
             edited: BTreeMap::new(),
@@ -366,10 +368,11 @@ impl Store {
         }
     }
 
-    fn set_service(&mut self, service: Service) {
+    fn set_service(&mut self, mut service: Service) {
         if self.service(service.name()) == Some(&service) {
             return;
         }
+        self.names.share(service.names_mut());
         self.note_edit(service.name(), Some(&service));
         self.drop_service(service.name());
         self.dirty.insert(service.name().clone());
@@ -422,7 +425,7 @@ impl Store {
         }
     }
 
-    fn set_slice(&mut self, slice: EndpointSlice) {
+    fn set_slice(&mut self, mut slice: EndpointSlice) {
         if self.slices.get(slice.name()).is_some_and(|known| known.means_the_same(&slice)) {
             return;
         }
@@ -431,6 +434,7 @@ impl Store {
             self.triggered.push(Trigger { service, family, at });
         }
         self.drop_slice(&slice.name().clone());
+        self.names.share(slice.names_mut());
         let slice = Arc::new(slice);
         let siblings = self.slices_of.entry(slice.service().clone()).or_default();
         let place = siblings.partition_point(|known| known.name() < slice.name());
