@@ -107,12 +107,10 @@ impl Backend for Ipvs {
 
     fn stage(&self, key: &Key) -> Stage {
         match key {
-            Key::Table(_) | Key::Set(..) | Key::Chain(..) | Key::Link(_) | Key::Server(_) => {
-                Stage::Base
-            }
-            Key::Element(SetName::NodeAddresses, _) => Stage::Base,
+            Key::Table(_) | Key::Set(..) | Key::Chain(..) | Key::Link(_) => Stage::Base,
+            Key::Element(SetName::NodeAddresses | SetName::Servers, _) => Stage::Base,
             Key::Element(SetName::Frontends(_), _) | Key::Address(_) => Stage::Entry,
-            Key::Element(..) | Key::Destination(..) => Stage::Body,
+            Key::Element(..) | Key::Server(_) | Key::Destination(..) => Stage::Body,
         }
     }
 }

@@ -205,6 +205,10 @@ impl Compiler<'_> {
             // Whoever has the same hash is told so.
             let owner = Key::Element(SetName::Owners, Item::Mark(family, mark));
             self.out.share(owner, Value::Mark(check));
+        if let ServerId::Frontend { ip, port, protocol } = id {
+            let key = FrontendKey { way_in: WayIn::Address(ip), port, protocol };
+            self.element(SetName::Servers, Item::Frontend(key), Value::Exists);
+        }
         }
         self.out.own(Key::Server(id), Value::Server(server));
         for member in fragment.pool(pool) {

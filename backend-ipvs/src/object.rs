@@ -11,6 +11,8 @@ pub(crate) use proxier_netlink::gate::ORIGINS;
 pub use proxier_netlink::gate::{Base, Chain, Item, Rule, Shape, Way};
 use proxier_netlink::gate::{Kind, Part};
 
+use crate::backend::Op;
+
 /// The identity of an object.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Key {
@@ -85,6 +87,9 @@ pub enum SetName {
     Owners,
     /// Frontends that reject what comes from an origin.
     Rejected(Way, Origin),
+    /// Frontends whose virtual server is ours: noted before it is made, and until it is gone, so that
+    /// a process that dies in between leaves none behind that nobody knows.
+    Servers,
 }
 
 impl SetName {
@@ -108,6 +113,7 @@ impl SetName {
             Self::Hairpin,
             Self::NodeAddresses,
             Self::Owners,
+            Self::Servers,
         ])
     }
 
@@ -122,6 +128,7 @@ impl SetName {
             | Self::Marks(way, _)
             | Self::Masquerade(way, _)
             | Self::Rejected(way, _) => Kind::Frontends(way),
+            Self::Servers => Kind::Frontends(Way::Address),
             Self::Hairpin => Kind::Hairpin,
             Self::Owners => Kind::Marks,
         }
@@ -207,5 +214,31 @@ pub(crate) fn part<'a>(key: &'a Key, value: &'a Value) -> Option<Part<'a>> {
             Some(Part::Element { set: set.to_string(), key, key_end, mark })
         }
         _ => None,
+    }
+}
+
+/// When an operation on nf_tables is carried out: virtual servers are made between the first and the
+/// second, and removed between the second and the third.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Phase {
+    /// Notes whose the virtual servers are that are to come.
+    Claim,
+    /// Leads packets.
+    Lead,
+    /// Forgets whose the virtual servers were that are gone.
+    Release,
+}
+
+impl Phase {
+    /// When an operation is carried out; `None` if it is not about nf_tables.
+    pub(crate) fn of(op: &Op) -> Option<Self> {
+        match op.key() {
+            Key::Link(_) | Key::Server(_) | Key::Destination(..) | Key::Address(_) => None,
+            Key::Element(SetName::Servers, _) if matches!(op, Op::Del(..)) => Some(Self::Release),
+            Key::Table(_) | Key::Set(_, SetName::Servers) | Key::Element(SetName::Servers, _) => {
+                Some(Self::Claim)
+            }
+            Key::Set(..) | Key::Chain(..) | Key::Element(..) => Some(Self::Lead),
+        }
     }
 }

@@ -33,6 +33,7 @@ impl Display for SetName {
             Self::NodeAddresses => f.write_str("node-addresses"),
             Self::Owners => f.write_str("mark-owners"),
             Self::Rejected(way, from) => write!(f, "rejected-{}{}", origin(*from), suffix(*way)),
+            Self::Servers => f.write_str("servers"),
         }
     }
 }

@@ -37,7 +37,7 @@ use crate::{
     backend::{Ipvs, Op},
     config::Config,
     mark,
-    object::{Item, Key, ServerId, SetName, Value, part},
+    object::{Item, Key, ServerId, Phase, SetName, Value, part},
 };
 
 /// Operations sent at once where the socket takes large batches.
@@ -54,6 +54,8 @@ pub struct IpvsDataplane {
     conntrack: Conntrack,
     /// The addresses that other links have, as last read.
     elsewhere: BTreeSet<IpAddr>,
+    /// Our virtual servers at such addresses, which nothing else than the table tells from others.
+    anyway: BTreeSet<ServerId>,
     draining: Draining,
 }
 
@@ -75,6 +77,7 @@ impl IpvsDataplane {
             links: Links::open(netns)?,
             conntrack: Conntrack::open(netns)?,
             elsewhere: BTreeSet::new(),
+            anyway: BTreeSet::new(),
             draining: Draining::default(),
         })
     }
@@ -84,14 +87,22 @@ impl IpvsDataplane {
         self.draining.iter()
     }
 
+    /// Remembers a virtual server that only the table would tell.
+    fn note(&mut self, id: ServerId) {
+        if matches!(id, ServerId::Frontend { ip, .. } if self.elsewhere.contains(&ip)) {
+            self.anyway.insert(id);
+        }
+    }
+
     /// Makes and changes virtual servers and destinations.
-    fn serve(&self, ops: &[Op]) -> (IpvsBatch, Vec<(ServerId, SocketAddr)>) {
+    fn serve(&mut self, ops: &[Op]) -> (IpvsBatch, Vec<(ServerId, SocketAddr)>) {
         let mut batch = IpvsBatch::new();
         let mut back = Vec::new();
         for (index, op) in (0..).zip(ops) {
             batch.op(index);
             match op {
                 Op::Add(Key::Server(id), Value::Server(new)) => {
+                    self.note(*id);
                     batch.new_service(&service(*id, new));
                 }
                 Op::Set { key: Key::Server(id), new: Value::Server(new), .. } => {
@@ -125,6 +136,7 @@ impl IpvsDataplane {
                 Op::Del(Key::Server(id), _) => {
                     batch.op(index);
                     batch.del_service(virtual_server(*id));
+                    self.anyway.remove(id);
                     gone.insert(*id);
                 }
                 Op::Del(Key::Destination(id, to), _) => going.entry(*id).or_default().push(*to),
@@ -147,12 +159,19 @@ impl IpvsDataplane {
         Ok(refusals.into_iter().find(|refusal| !refusal.is_already_gone()))
     }
 
-    /// Carries out what concerns nf_tables: all of it or nothing.
-    async fn filter(&mut self, family: Family, ops: &[Op]) -> Result<(), CommitError> {
-        if !ops.iter().any(is_nft) {
+    /// Carries out the operations of a phase: all of them or none.
+    async fn filter(
+        &mut self,
+        family: Family,
+        ops: &[Op],
+        phase: Phase,
+    ) -> Result<(), CommitError> {
+        let now = (0..).zip(ops).filter(|(_, op)| Phase::of(op) == Some(phase));
+        let now: Vec<_> = now.collect();
+        if now.is_empty() {
             return Ok(());
         }
-        let Ok(tx) = gate::encode(family, &self.config.table, ops, part) else {
+        let Ok(tx) = gate::encode(family, &self.config.table, now, part) else {
             let destroyed = gate::destroy(&mut self.nft, family, &self.config.table).await;
             destroyed.map_err(read_error)?;
             return Err(CommitError::Unknown {
@@ -221,10 +240,10 @@ impl IpvsDataplane {
             ServerId::Frontend { ip, port, protocol } => {
                 let way_in = proxier_core::ir::WayIn::Address(ip);
                 let key = proxier_core::ir::FrontendKey { way_in, port, protocol };
-                let frontends = SetName::Frontends(crate::object::Way::Address);
-                let named = known.contains_key(&Key::Element(frontends, Item::Frontend(key)));
+                let claim = Key::Element(SetName::Servers, Item::Frontend(key));
+                let known = known.contains_key(&claim) || self.anyway.contains(id);
                 let excluded = self.config.exclude.iter().any(|net| net.contains(&ip));
-                family.has(&ip) && !excluded && (bound.contains(&ip) || named)
+                family.has(&ip) && !excluded && (bound.contains(&ip) || known)
             }
         };
         let ours = all.into_iter().filter_map(|it| Some((server_id(it.service.key)?, it)));
@@ -250,21 +269,20 @@ impl IpvsDataplane {
             other => other.map_err(read_error)?,
         };
         let bound = self.addresses().await?;
-        if known.contains_key(&Key::Table(family)) {
-            let destroyed = gate::destroy(&mut self.nft, family, &self.config.table).await;
-            destroyed.map_err(read_error)?;
-        }
         let mut batch = IpvsBatch::new();
         for (id, _) in self.servers(family, &known, &bound).await? {
             batch.del_service(virtual_server(id));
         }
-        let refusal = self.execute(&batch).await?;
-        refusal.map_or(Ok(()), |refusal| Err(servers::refused(&refusal, &[])))
+        if let Some(refusal) = self.execute(&batch).await? {
+            return Err(servers::refused(&refusal, &[]));
+        }
+        // It says which virtual servers are ours, so it goes after them.
+        if known.contains_key(&Key::Table(family)) {
+            let destroyed = gate::destroy(&mut self.nft, family, &self.config.table).await;
+            destroyed.map_err(read_error)?;
+        }
+        Ok(())
     }
-}
-
-fn is_nft(op: &Op) -> bool {
-    matches!(op.key(), Key::Table(_) | Key::Set(..) | Key::Chain(..) | Key::Element(..))
 }
 
 /// What the kernel counted.
@@ -296,12 +314,13 @@ fn unbound(refusal: AddressRefusal, ops: &[Op]) -> CommitError {
 impl Dataplane<Ipvs> for IpvsDataplane {
     /// Not atomic: what traffic is led to comes first and goes last.
     async fn commit(&mut self, family: Family, ops: &[Op]) -> Result<(), CommitError> {
+        self.filter(family, ops, Phase::Claim).await?;
         let (batch, back) = self.serve(ops);
         if let Some(refusal) = self.execute(&batch).await? {
             return Err(servers::refused(&refusal, ops));
         }
         back.into_iter().for_each(|(id, to)| self.draining.forget(id, to));
-        self.filter(family, ops).await?;
+        self.filter(family, ops, Phase::Lead).await?;
         let (new, old) = (self.changed(ops, true), self.changed(ops, false));
         let link = ops.iter().any(|op| matches!(op, Op::Add(Key::Link(_), _)));
         let mut refusal = None;
@@ -316,8 +335,10 @@ impl Dataplane<Ipvs> for IpvsDataplane {
         }
         let (mut batch, going) = self.dismiss(ops);
         self.drain(&mut batch, going).await?;
-        let refusal = self.execute(&batch).await?;
-        refusal.map_or(Ok(()), |refusal| Err(servers::refused(&refusal, ops)))
+        if let Some(refusal) = self.execute(&batch).await? {
+            return Err(servers::refused(&refusal, ops));
+        }
+        self.filter(family, ops, Phase::Release).await
     }
 
     async fn dump(&mut self, family: Family) -> Result<BTreeMap<Key, Value>, CommitError> {
@@ -328,6 +349,7 @@ impl Dataplane<Ipvs> for IpvsDataplane {
         }
         let bound = self.addresses().await?;
         for (id, entry) in self.servers(family, &found, &bound).await? {
+            self.note(id);
             found.insert(Key::Server(id), Value::Server(server(&entry)));
             for it in self.ipvs.dests(virtual_server(id)).await.map_err(failed)? {
                 let to = SocketAddr::new(it.dest.address, it.dest.port);
@@ -357,6 +379,7 @@ impl Dataplane<Ipvs> for IpvsDataplane {
             }
         }
         self.draining = Draining::default();
+        self.anyway.clear();
         combine(errors)?;
         self.links.delete_dummy(&self.config.link).await.map_err(unlinked)?;
         Ok(())

@@ -233,7 +233,7 @@ impl Kernel {
                 Op::Add(..) | Op::Set { .. } | Op::Del(..) => {}
             }
         }
-        let Ok(tx) = gate::encode(family, &self.capture.table, ops, part) else {
+        let Ok(tx) = gate::encode(family, &self.capture.table, (0..).zip(ops), part) else {
             let destroyed = gate::destroy(&mut self.nft, family, &self.capture.table).await;
             destroyed.map_err(read_error)?;
             return Err(CommitError::Unknown {

@@ -44,29 +44,34 @@ pub enum Part<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct Misshapen;
 
-/// Encodes the operations that concern a table; each message has the index of its operation as tag.
+/// Encodes the operations that concern a table; each message has the tag of its operation.
 ///
 /// # Errors
 /// A chain hangs somewhere else, or a set has other elements.
 pub fn encode<'a, K, V>(
     family: Family,
     table: &str,
-    ops: &'a [Op<K, V>],
+    ops: impl IntoIterator<Item = (u32, &'a Op<K, V>)>,
     part: impl Fn(&'a K, &'a V) -> Option<Part<'a>>,
-) -> Result<Transaction, Misshapen> {
+) -> Result<Transaction, Misshapen>
+where
+    K: 'a,
+    V: 'a,
+{
     let mut batch = Batch { tx: Transaction::new(), family, table };
-    let changes: Vec<_> = ops.iter().map(|op| Change::of(op, &part)).collect();
+    let ops = ops.into_iter();
+    let changes: Vec<_> = ops.map(|(tag, op)| (tag, Change::of(op, &part))).collect();
     // Rules lead to chains and sets that come later in the order of keys.
-    for (index, change) in (0..).zip(&changes) {
-        batch.tx.op(index);
+    for (tag, change) in &changes {
+        batch.tx.op(*tag);
         batch.shell(change)?;
     }
-    for (index, change) in (0..).zip(&changes) {
-        batch.tx.op(index);
+    for (tag, change) in &changes {
+        batch.tx.op(*tag);
         batch.content(change);
     }
-    for (index, change) in (0..).zip(&changes) {
-        batch.tx.op(index);
+    for (tag, change) in &changes {
+        batch.tx.op(*tag);
         batch.remove(change);
     }
     Ok(batch.tx)
@@ -226,7 +231,7 @@ pub async fn try_out<K: Display, V>(
     let mut nft = NftSocket::open(netns).map_err(|error| error.to_string())?;
     let ops: Vec<_> = objects.into_iter().map(|(key, value)| Op::Add(key, value)).collect();
     // What is only added has no other shape.
-    let mut tx = encode(family, TRIAL, &ops, part).unwrap_or_default();
+    let mut tx = encode(family, TRIAL, (0..).zip(&ops), part).unwrap_or_default();
     let end = u32::try_from(ops.len()).unwrap_or(u32::MAX);
     tx.op(end);
     tx.del_chain(nft_family(family), TRIAL, TRIAL);
