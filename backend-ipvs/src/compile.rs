@@ -192,25 +192,23 @@ impl Compiler<'_> {
         let server = match (id, fragment.affinity) {
             (ServerId::Frontend { .. }, affinity) => {
                 let persistence = affinity.map(NonZeroU32::get);
-                Server { scheduler: Arc::clone(&self.scheduler), persistence }
+                Server::new(Arc::clone(&self.scheduler), persistence)
             }
             // KERNEL: what is remembered for a mark has no port: connections would go to the port the
             // client asked for (net/netfilter/ipvs/ip_vs_core.c ip_vs_sched_persist, v6.12).
-            (ServerId::Mark(..), Some(_)) => Server { scheduler: HASH.into(), persistence: None },
-            (ServerId::Mark(..), None) => {
-                Server { scheduler: Arc::clone(&self.scheduler), persistence: None }
-            }
+            (ServerId::Mark(..), Some(_)) => Server::new(HASH.into(), None),
+            (ServerId::Mark(..), None) => Server::new(Arc::clone(&self.scheduler), None),
         };
         if let (ServerId::Mark(family, mark), (_, Some(check))) = (id, self.plan.mark(pool)) {
             // Whoever has the same hash is told so.
             let owner = Key::Element(SetName::Owners, Item::Mark(family, mark));
             self.out.share(owner, Value::Mark(check));
+        }
+        self.out.own(Key::Server(id), Value::Server(server));
         if let ServerId::Frontend { ip, port, protocol } = id {
             let key = FrontendKey { way_in: WayIn::Address(ip), port, protocol };
             self.element(SetName::Servers, Item::Frontend(key), Value::Exists);
         }
-        }
-        self.out.own(Key::Server(id), Value::Server(server));
         for member in fragment.pool(pool) {
             let weight = Value::Weight(member.weight.get().into());
             self.out.own(Key::Destination(id, member.addr), weight);

@@ -197,6 +197,18 @@ pub struct Server {
     pub scheduler: Arc<str>,
     /// Seconds that a client stays with its destination.
     pub persistence: Option<u32>,
+    /// What hashes to a destination that is to go is led to another one, and not refused.
+    pub fallback: bool,
+}
+
+impl Server {
+    /// A virtual server of ours.
+    pub(crate) fn new(scheduler: Arc<str>, persistence: Option<u32>) -> Self {
+        // KERNEL: the schedulers that have a flag for it; without, they refuse what hashes to a
+        // destination of weight 0 (net/netfilter/ipvs/ip_vs_sh.c, ip_vs_mh.c, v6.12).
+        let fallback = matches!(&*scheduler, "mh" | "sh");
+        Self { scheduler, persistence, fallback }
+    }
 }
 
 /// What an object is to nf_tables; `None` for what is not its business.

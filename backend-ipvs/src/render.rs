@@ -89,10 +89,10 @@ impl Display for Value {
             Self::Mark(mark) => writeln!(f, "mark {mark:#x}"),
             Self::Server(server) => {
                 writeln!(f, "scheduler {}", server.scheduler)?;
-                match server.persistence {
-                    Some(seconds) => writeln!(f, "persistent {seconds} s"),
-                    None => Ok(()),
+                if let Some(seconds) = server.persistence {
+                    writeln!(f, "persistent {seconds} s")?;
                 }
+                if server.fallback { writeln!(f, "with a fallback") } else { Ok(()) }
             }
             Self::Set(shape) => write!(f, "{shape}"),
             Self::Weight(weight) => writeln!(f, "weight {weight}"),

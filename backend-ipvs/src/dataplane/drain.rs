@@ -92,7 +92,11 @@ impl IpvsDataplane {
                 }
                 let open = it.active.saturating_add(it.inactive);
                 let at_once = self.config.drain == Some(Duration::ZERO);
-                if open == 0 || at_once || is_udp(id, self.config.masquerade_bit) {
+                if open == 0
+                    || at_once
+                    || is_udp(id, self.config.masquerade_bit)
+                    || self.cannot_drain(id).await?
+                {
                     batch.del_dest(key, to.ip(), to.port());
                 } else {
                     batch.set_dest(key, &dest(to, 0));
@@ -103,6 +107,13 @@ impl IpvsDataplane {
         Ok(())
     }
 
+    /// Whether the scheduler leads to destinations that are to go, and refuses there.
+    // KERNEL: `dh` has nothing to fall back on (net/netfilter/ipvs/ip_vs_dh.c, v6.12).
+    async fn cannot_drain(&mut self, id: ServerId) -> Result<bool, CommitError> {
+        let entry = self.ipvs.service(virtual_server(id)).await.map_err(failed)?;
+        Ok(entry.is_some_and(|it| it.service.scheduler == "dh"))
+    }
+
     /// Removes what nobody is connected to any more, and says when to look again.
     pub(super) async fn settle(&mut self, now: Instant) -> Result<Option<Duration>, CommitError> {
         let limit = self.config.drain;
@@ -110,6 +121,7 @@ impl IpvsDataplane {
         let ids: Vec<_> = self.draining.0.keys().copied().collect();
         for id in ids {
             let key = virtual_server(id);
+            let at_once = self.cannot_drain(id).await?;
             let there: BTreeMap<_, _> = self
                 .ipvs
                 .dests(key)
@@ -124,7 +136,7 @@ impl IpvsDataplane {
                 match there.get(&to) {
                     Some(it) if it.dest.weight == 0 => {
                         let open = it.active.saturating_add(it.inactive);
-                        if self.draining.is_over(id, to, open, now, limit) {
+                        if at_once || self.draining.is_over(id, to, open, now, limit) {
                             debug!(server = %id, %to, open, "drained");
                             batch.del_dest(key, to.ip(), to.port());
                             self.draining.forget(id, to);

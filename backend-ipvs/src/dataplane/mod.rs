@@ -37,7 +37,7 @@ use crate::{
     backend::{Ipvs, Op},
     config::Config,
     mark,
-    object::{Item, Key, ServerId, Phase, SetName, Value, part},
+    object::{Item, Key, Phase, ServerId, SetName, Value, part},
 };
 
 /// Operations sent at once where the socket takes large batches.

@@ -7,7 +7,7 @@ use proxier_core::{
 use proxier_netlink::{
     ipvs::{
         self, AddressFamily, Dest, IpvsError, OpKind, Persistence, Refusal, Service, ServiceEntry,
-        VirtualServer,
+        ServiceFlags, VirtualServer,
     },
     spi::{kind, locate},
 };
@@ -18,6 +18,10 @@ use crate::{
     object::{Server, ServerId},
 };
 
+/// The flag that says "another one if that one is to go"; `mh` and `sh` have the same.
+// KERNEL: IP_VS_SVC_F_SCHED_SH_FALLBACK, IP_VS_SVC_F_SCHED_MH_FALLBACK are both
+// IP_VS_SVC_F_SCHED1 (include/uapi/linux/ip_vs.h, v6.12).
+const FALLBACK: ServiceFlags = ServiceFlags::MH_FALLBACK;
 const PROTOCOLS: [Protocol; 3] = [Protocol::Sctp, Protocol::Tcp, Protocol::Udp];
 
 pub(super) const fn address_family(family: Family) -> AddressFamily {
@@ -56,6 +60,8 @@ pub(super) fn server_id(key: VirtualServer) -> Option<ServerId> {
 
 pub(super) fn service(id: ServerId, server: &Server) -> Service {
     let service = Service::new(virtual_server(id), &*server.scheduler);
+    let flag = if server.fallback { FALLBACK } else { ServiceFlags::default() };
+    let service = service.flags(flag);
     match server.persistence {
         Some(seconds) => service.persistent(Persistence::new(seconds, address_family(id.family()))),
         None => service,
@@ -63,10 +69,11 @@ pub(super) fn service(id: ServerId, server: &Server) -> Service {
 }
 
 pub(super) fn server(entry: &ServiceEntry) -> Server {
-    let Service { scheduler, persistence, .. } = &entry.service;
+    let Service { scheduler, persistence, flags, .. } = &entry.service;
     Server {
         scheduler: scheduler.as_str().into(),
         persistence: persistence.map(|it| it.timeout_secs),
+        fallback: *flags == FALLBACK,
     }
 }
 
