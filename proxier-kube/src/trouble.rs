@@ -7,6 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::kinds::Kind;
 
+/// What rustls says of a server's certificate that it does not trust, and when a server does not
+/// trust ours.
+const NOT_TRUSTED: &str = "invalid peer certificate";
+const NOT_ACCEPTED: &str = "received fatal alert";
+
 /// Longest text of a server that is repeated.
 const MAX_QUOTE: usize = 300;
 
@@ -104,13 +109,37 @@ impl Asked {
 
     /// The client could not get an answer at all.
     pub(crate) fn client(self, error: &kube::Error) -> Trouble {
-        let text = in_full(error);
-        if matches!(error, kube::Error::Auth(_)) {
-            let message = format!("no usable credentials: {text}: check the kubeconfig's user");
-            return self.trouble(TroubleKind::Unauthorized, message);
-        }
-        let message = format!("{text}: check the server's address and the network");
-        self.trouble(TroubleKind::Unreachable, message)
+        // Its own text only says that it is one.
+        let text = if let kube::Error::Service(cause) = error {
+            in_full(&**cause)
+        } else {
+            in_full(error)
+        };
+        let (kind, message) = if matches!(error, kube::Error::Auth(_)) {
+            (
+                TroubleKind::Unauthorized,
+                format!("no usable credentials: {text}: check the kubeconfig's user"),
+            )
+        } else if text.contains(NOT_TRUSTED) {
+            (
+                TroubleKind::Unreachable,
+                format!(
+                    "{text}: it was not issued by the certificate-authority of the kubeconfig's cluster, or not for \
+                     this address"
+                ),
+            )
+        } else if text.contains(NOT_ACCEPTED) {
+            (
+                TroubleKind::Unauthorized,
+                format!("{text}: check the client certificate of the kubeconfig's user"),
+            )
+        } else {
+            (
+                TroubleKind::Unreachable,
+                format!("{text}: check the server's address and the network"),
+            )
+        };
+        self.trouble(kind, message)
     }
 
     /// The connection broke while the answer was coming in.

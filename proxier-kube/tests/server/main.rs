@@ -11,6 +11,7 @@
 mod fixtures;
 mod garbage;
 mod rig;
+mod secure;
 mod storms;
 
 use std::time::Duration;

@@ -65,9 +65,9 @@ pub(crate) struct Source {
 }
 
 impl Source {
-    pub(crate) fn start(server: &ApiServer, node: &str, options: Options) -> Self {
+    pub(crate) fn start(client: Client, node: &str, options: Options) -> Self {
         let settings = NodeEnv { name: node.into(), ..NodeEnv::default() };
-        let source = Watch::new(client(server), settings.clone(), options);
+        let source = Watch::new(client, settings.clone(), options);
         let status = source.status();
         let store = Arc::new(Mutex::new(Store::new(settings)));
         let resets = Arc::new(Mutex::new(0));
@@ -127,8 +127,17 @@ impl Rig {
     }
 
     pub(crate) fn start_with(server: ApiServer, node: &str, options: Options) -> Self {
-        let source = Source::start(&server, node, options);
-        Self { server, source }
+        Self::start_as(client(&server), server, node, options)
+    }
+
+    /// The same, with a client of one's own.
+    pub(crate) fn start_as(
+        client: Client,
+        server: ApiServer,
+        node: &str,
+        options: Options,
+    ) -> Self {
+        Self { server, source: Source::start(client, node, options) }
     }
 
     pub(crate) fn endpoints(&self, service: &str) -> usize {
@@ -151,8 +160,14 @@ impl Rig {
     }
 }
 
+pub(crate) const BOOKMARKS: Duration = Duration::from_millis(100);
+
 pub(crate) async fn server() -> ApiServer {
-    let server = ApiServer::start(Duration::from_millis(100)).await.unwrap();
+    filled(ApiServer::start(BOOKMARKS).await.unwrap())
+}
+
+/// Puts a node, a range of cluster IPs and ten Services there.
+pub(crate) fn filled(server: ApiServer) -> ApiServer {
     server.apply(node("192.0.2.1"));
     server.apply(json!({"kind": "ServiceCIDR", "metadata": {"name": "kubernetes"},
         "spec": {"cidrs": ["10.96.0.0/16"]}}));

@@ -3,7 +3,7 @@
 use proxier_kube::{Kind, TroubleKind};
 use proxier_testkit::{apiserver::ApiServer, eventually_async};
 
-use super::rig::{DEADLINE, Source, expected, options, server, service};
+use super::rig::{DEADLINE, Source, client, expected, options, server, service};
 
 const SOURCES: usize = 12;
 
@@ -24,7 +24,7 @@ async fn until(what: &str, sources: &[Source], condition: impl Fn(&Source) -> bo
 async fn started() -> (ApiServer, Vec<Source>) {
     let server = server().await;
     let sources: Vec<_> =
-        (0..SOURCES).map(|_| Source::start(&server, "node-a", options(true))).collect();
+        (0..SOURCES).map(|_| Source::start(client(&server), "node-a", options(true))).collect();
     until("all started", &sources, |it| it.services() == expected(&server)).await;
     (server, sources)
 }

@@ -7,6 +7,7 @@
 mod serve;
 #[expect(clippy::indexing_slicing, reason = "on a JSON object it inserts what is missing")]
 mod state;
+mod tls;
 
 use std::{
     io,
@@ -18,8 +19,10 @@ use std::{
 use serde_json::Value;
 use state::State;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tokio_rustls::rustls::ServerConfig;
 
 pub use state::{Fault, Seen};
+pub use tls::{Authority, Identity};
 
 /// A running server. Stops when it is dropped.
 #[derive(Debug)]
@@ -37,6 +40,8 @@ struct Shared {
     /// Raised to cut all connections.
     epoch: watch::Sender<u64>,
     bookmarks: Duration,
+    /// Without it, HTTP in the clear.
+    tls: Option<Arc<ServerConfig>>,
 }
 
 impl Shared {
@@ -51,6 +56,19 @@ impl ApiServer {
     /// # Errors
     /// No port on loopback can be had.
     pub async fn start(bookmarks: Duration) -> io::Result<Self> {
+        Self::start_with(bookmarks, None).await
+    }
+
+    /// Starts a server that has a certificate of this authority, and serves only those who have one,
+    /// too, or one of the [tokens](Self::accept_tokens).
+    ///
+    /// # Errors
+    /// No port on loopback can be had, or there is no randomness.
+    pub async fn start_secure(bookmarks: Duration, authority: &Authority) -> io::Result<Self> {
+        Self::start_with(bookmarks, Some(authority.server()?)).await
+    }
+
+    async fn start_with(bookmarks: Duration, tls: Option<Arc<ServerConfig>>) -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
@@ -58,15 +76,22 @@ impl ApiServer {
             changed: watch::channel(0).0,
             epoch: watch::channel(0).0,
             bookmarks,
+            tls,
         });
         let task = tokio::spawn(serve::accept(listener, Arc::clone(&shared)));
         Ok(Self { address, shared, task })
     }
 
-    /// Where it listens: `http://127.0.0.1:…`.
+    /// Where it listens: `http://127.0.0.1:…`, or `https://…` if it is secure.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        let scheme = if self.shared.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.address)
+    }
+
+    /// A secure server accepts these bearer tokens from now on, and no others.
+    pub fn accept_tokens(&self, tokens: &[&str]) {
+        self.shared.state().tokens = tokens.iter().map(|it| (*it).to_owned()).collect();
     }
 
     /// Creates or replaces an object, named by its `kind` and `metadata`. Returns its version.

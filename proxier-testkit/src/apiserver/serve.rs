@@ -7,11 +7,17 @@ use http_body_util::{BodyExt, StreamBody, combinators::BoxBody};
 use hyper::{
     Method, Request, Response,
     body::{Bytes, Frame, Incoming},
+    header::AUTHORIZATION,
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, sync::mpsc};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
+    sync::mpsc,
+};
+use tokio_rustls::TlsAcceptor;
 
 use super::{
     Shared,
@@ -26,18 +32,46 @@ pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
         let mut epoch = shared.epoch.subscribe();
         tokio::spawn(async move {
             stream.set_nodelay(true).ok();
-            let service = service_fn(|request| {
-                let shared = Arc::clone(&shared);
-                async move { Ok::<_, Infallible>(answer(&shared, request).await) }
-            });
-            let connection = hyper::server::conn::http1::Builder::new()
-                .serve_connection(TokioIo::new(stream), service);
+            let connection = async {
+                let Some(tls) = shared.tls.clone() else {
+                    return connection(stream, &shared, true).await;
+                };
+                if let Ok(stream) = TlsAcceptor::from(tls).accept(stream).await {
+                    let (_, session) = stream.get_ref();
+                    let is_known = session.peer_certificates().is_some();
+                    connection(stream, &shared, is_known).await;
+                }
+            };
             tokio::select! {
-                _ = connection => {}
+                () = connection => {}
                 _ = epoch.changed() => {}
             }
         });
     }
+}
+
+/// Serves one connection; who is not known needs a token.
+async fn connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    shared: &Arc<Shared>,
+    is_known: bool,
+) {
+    let service = service_fn(|request| async move {
+        let response = if is_known || has_token(shared, &request) {
+            answer(shared, request).await
+        } else {
+            refuse(401, "Unauthorized", "Unauthorized", None)
+        };
+        Ok::<_, Infallible>(response)
+    });
+    let builder = hyper::server::conn::http1::Builder::new();
+    builder.serve_connection(TokioIo::new(stream), service).await.ok();
+}
+
+fn has_token(shared: &Shared, request: &Request<Incoming>) -> bool {
+    let header = request.headers().get(AUTHORIZATION).and_then(|it| it.to_str().ok());
+    let token = header.and_then(|it| it.strip_prefix("Bearer "));
+    token.is_some_and(|token| shared.state().tokens.iter().any(|it| it == token))
 }
 
 /// What a request asks for.

@@ -77,6 +77,8 @@ pub(super) struct State {
     pub(super) oldest: u64,
     objects: BTreeMap<(String, String), Object>,
     pub(super) history: Vec<Entry>,
+    /// The bearer tokens that a secure server accepts.
+    pub(super) tokens: Vec<String>,
     /// What the later pages of lists are taken from, by version and selection.
     pub(super) snapshots: HashMap<String, Vec<Object>>,
     pub(super) faults: Vec<Fault>,
