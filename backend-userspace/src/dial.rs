@@ -2,9 +2,11 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Instant};
 
+use nix::libc::EINPROGRESS;
 use proxier_core::ir::{Pool, Snat};
 use tokio::{
-    net::{TcpSocket, TcpStream},
+    io::Interest,
+    net::TcpStream,
     time::{sleep, timeout},
 };
 use tracing::debug;
@@ -71,7 +73,19 @@ pub(crate) fn source(
 async fn dial(shared: &Shared, to: SocketAddr, from: Option<SocketAddr>) -> io::Result<TcpStream> {
     let connect = async |from| {
         let socket = tcp_outgoing(to, from, shared.stance())?;
-        TcpSocket::from_std_stream(socket.into()).connect(to).await
+        if let Err(error) = socket.connect(&to.into())
+            && error.raw_os_error() != Some(EINPROGRESS)
+        {
+            return Err(error);
+        }
+        let stream = TcpStream::from_std(socket.into())?;
+        // Only a connection that failed is asked why.
+        if stream.ready(Interest::WRITABLE | Interest::ERROR).await?.is_error()
+            && let Some(error) = stream.take_error()?
+        {
+            return Err(error);
+        }
+        Ok(stream)
     };
     match connect(from).await {
         // The client's own port is in use between the two: another one will do.

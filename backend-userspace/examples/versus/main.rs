@@ -11,6 +11,8 @@
 //! endpoint through the middle namespace, which only routes. The last column compares ours with the
 //! better of the two others: above 1 is better, whatever the unit. It takes about three minutes;
 //! `--only connections` (`stream`, `streams`, `latency`, `datagrams`, `idle`) takes less.
+//! `--half-close` has nginx let each direction of a connection end by itself, as the others do; left to
+//! itself it closes both when one has ended.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for the terminal")]
 #![expect(clippy::unwrap_used, reason = "a benchmark: any failure ends it")]
 #![expect(clippy::wildcard_enum_match_arm, reason = "the others are contenders alike")]

@@ -177,6 +177,7 @@ fn servers(service: u16) -> impl Iterator<Item = SocketAddr> {
 }
 
 fn nginx(pid: &str) -> String {
+    let half_close = std::env::args().any(|it| it == "--half-close");
     let mut text = format!(
         "load_module /usr/lib/nginx/modules/ngx_stream_module.so;\ndaemon off;\nuser root;\npid {pid};\n\
          worker_processes auto;\nworker_rlimit_nofile 60000;\nerror_log /dev/null;\n\
@@ -188,10 +189,12 @@ fn nginx(pid: &str) -> String {
         write!(text, "upstream s{service} {{").unwrap();
         servers(service).for_each(|it| write!(text, " server {it};").unwrap());
         let port = Contender::Nginx.port(service);
+        let half = if half_close { " proxy_half_close on;" } else { "" };
+        let half = if udp.is_empty() { half } else { "" };
         let timeout = if udp.is_empty() { "proxy_timeout 10m" } else { "proxy_timeout 1s" };
         writeln!(
             text,
-            " }}\nserver {{ listen {port}{udp} reuseport backlog=4096; {timeout}; proxy_pass s{service}; }}"
+            " }}\nserver {{ listen {port}{udp} reuseport backlog=4096; {timeout};{half} proxy_pass s{service}; }}"
         )
         .unwrap();
     }
