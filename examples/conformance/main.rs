@@ -118,7 +118,7 @@ fn conformance(args: &Args) -> Result<Summary, String> {
         return Err(format!("{path}: no case {id}"));
     }
     if args.kernel == Which::Real && args.modes.contains(&Mode::Ipvs) {
-        let stays = guest::enter().map_err(|error| format!("no guest: {error}"))?;
+        let stays = guest::enter(&[]).map_err(|error| format!("no guest: {error}"))?;
         if stays == guest::Stays::Nowhere {
             return Err(guest::ADVICE.to_owned());
         }

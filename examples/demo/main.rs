@@ -88,7 +88,7 @@ fn enter(options: &Options) -> Result<(), Stop> {
     if !options.modes.contains(&Mode::Ipvs) || !can_move {
         return Ok(());
     }
-    match guest::enter() {
+    match guest::enter(&[]) {
         Ok(Stays::Nowhere) if !options.all => Err(Stop(IMPOSSIBLE, guest::ADVICE.to_owned())),
         Ok(_) => Ok(()),
         Err(error) => Err(Stop(IMPOSSIBLE, format!("the guest cannot be started: {error}"))),

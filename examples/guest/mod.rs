@@ -23,12 +23,12 @@ pub(crate) enum Stays {
     Nowhere,
 }
 
-/// Runs this program again where IPVS is, with the same arguments, and returns only if it is here
-/// already or nowhere.
+/// Runs this program again where IPVS is, with the same arguments and more in its environment, and
+/// returns only if it is here already or nowhere.
 ///
 /// # Errors
 /// The guest cannot be started.
-pub(crate) fn enter() -> io::Result<Stays> {
+pub(crate) fn enter(more: &[(&str, &str)]) -> io::Result<Stays> {
     if Path::new("/proc/net/ip_vs").exists() || env::var_os(AGAIN).is_some() {
         return Ok(Stays::Found);
     }
@@ -38,6 +38,10 @@ pub(crate) fn enter() -> io::Result<Stays> {
         return Ok(Stays::Nowhere);
     }
     let mut again = Command::new(scripts.join("run"));
-    again.arg(env::current_exe()?).args(env::args_os().skip(1)).env(AGAIN, "1");
+    again
+        .arg(env::current_exe()?)
+        .args(env::args_os().skip(1))
+        .env(AGAIN, "1")
+        .envs(more.iter().copied());
     Err(again.exec())
 }

@@ -4,6 +4,7 @@ mod grid;
 mod page;
 mod plot;
 pub(crate) mod table;
+mod units;
 
 use std::{
     error::Error,
