@@ -12,8 +12,8 @@ pub struct Swap {
     /// How long the old mode stays beside the new one, without Services, before it is removed: zero.
     ///
     /// Connections that the kernel translates (iptables, nftables) need no time: what was decided
-    /// for a connection stays. Connections that a process carries (userspace mode) or virtual servers
-    /// (IPVS mode) go on until the old mode is removed.
+    /// for a connection stays. Connections that a process carries (userspace mode) go on until the old
+    /// mode is removed. Those through virtual servers (IPVS mode) end as the new mode takes over.
     pub linger: Duration,
     /// Go over even if fragments that the old mode programs would be degraded in the new one.
     pub accept_degraded: bool,

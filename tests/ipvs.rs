@@ -4,5 +4,7 @@
 
 #[path = "flows.rs"]
 mod flows;
+#[path = "swap.rs"]
+mod swap;
 #[path = "traffic.rs"]
 mod traffic;

@@ -30,6 +30,8 @@ const ENDPOINTS: &[(&str, &str)] = &[("10.61.3.21", ""), ("10.61.4.21", "")];
 const EXCHANGES: usize = 10;
 /// Connections between two exchanges, from each client.
 const BETWEEN: u64 = 200;
+/// Connections under way at a time, of each client.
+const PARALLEL: u8 = 4;
 /// Longer than any test.
 const LINGER: Duration = Duration::from_secs(600);
 
@@ -80,7 +82,8 @@ impl Client {
         let task = tokio::spawn(async move {
             let mut tallies = Vec::new();
             while !stopped.load(Ordering::Relaxed) {
-                let tally = probe_many(&ns, &tcp(VIP), &Many::new(20).parallel(4)).await;
+                let tally =
+                    probe_many(&ns, &tcp(VIP), &Many::new(20).parallel(PARALLEL.into())).await;
                 count.send_modify(|count| *count += tally.total());
                 tallies.push(tally);
             }
@@ -137,7 +140,13 @@ async fn no_connection_fails_while_modes_are_exchanged() {
     }
     for client in clients {
         let tallies = client.stop().await;
-        let bad: Vec<_> = tallies.iter().filter(|it| it.answers() != it.total()).collect();
+        // Virtual servers take the connections along that are under way as they go; new ones work.
+        let cut = if modes.contains(&Mode::Ipvs) { PARALLEL.into() } else { 0 };
+        let is_bad = |it: &&Tally| {
+            let lost = it.total() - it.answers();
+            lost > cut || it.rejects() + it.silent > 0
+        };
+        let bad: Vec<_> = tallies.iter().filter(is_bad).collect();
         assert!(bad.is_empty(), "{} bad rounds, the first: {}", bad.len(), bad[0]);
     }
     let mut last = node.stop().await;

@@ -105,11 +105,19 @@ impl Backend for Ipvs {
         [counter(None, whole)].into_iter().chain(endpoints).collect()
     }
 
+    /// A fragment's frontends come with their addresses: an address without them refuses everything,
+    /// also what another mode forwards.
+    fn entries_last(&self) -> bool {
+        false
+    }
+
     fn stage(&self, key: &Key) -> Stage {
         match key {
             Key::Table(_) | Key::Set(..) | Key::Chain(..) | Key::Link(_) => Stage::Base,
             Key::Element(SetName::NodeAddresses | SetName::Servers, _) => Stage::Base,
-            Key::Element(SetName::Frontends(_), _) | Key::Address(_) => Stage::Entry,
+            Key::Element(SetName::Addresses | SetName::Frontends(_), _) | Key::Address(_) => {
+                Stage::Entry
+            }
             Key::Element(..) | Key::Server(_) | Key::Destination(..) => Stage::Body,
         }
     }
