@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 
 use proxier_netlink::dummy::Links;
 use proxier_netlink::ipvs::{
-    AddressFamily, Batch, Dest, Forward, Ipvs, OpKind, Persistence, Protocol, SCHEDULERS, Service,
-    ServiceFlags, Timeouts, VirtualServer,
+    AddressFamily, Batch, Dest, DestEntry, Forward, Ipvs, OpKind, Persistence, Protocol,
+    SCHEDULERS, Service, ServiceFlags, Timeouts, VirtualServer,
 };
 use proxier_netlink::{ErrorKind, NetNs};
+use proxier_testkit::eventually_async;
+use tokio::sync::Mutex;
 
 /// What an error says, the operation, its kind, and how it is added.
 type Refused<'a> = (&'a str, OpKind, ErrorKind, &'a dyn Fn(&mut Batch));
@@ -273,6 +275,23 @@ async fn timeouts_and_version_are_those_of_ipvsadm() {
     assert!(lab.run("ipvsadm -L -n").contains(&line), "{line}");
 }
 
+/// Waits until the first destination is so.
+async fn wait(
+    lab: &mut Lab,
+    key: VirtualServer,
+    what: &str,
+    is_so: impl Fn(&DestEntry) -> bool,
+) -> DestEntry {
+    let found = Mutex::new((&mut lab.ipvs, None));
+    let look = || async {
+        let (ipvs, last) = &mut *found.lock().await;
+        *last = ipvs.dests(key).await.unwrap().into_iter().next();
+        last.as_ref().is_some_and(&is_so)
+    };
+    eventually_async(Duration::from_secs(30), what, look).await.unwrap();
+    found.into_inner().1.expect("it was looked at")
+}
+
 #[tokio::test]
 async fn connections_are_counted_as_ipvsadm_counts_them() {
     let mut lab = Lab::new().await;
@@ -320,14 +339,10 @@ async fn connections_are_counted_as_ipvsadm_counts_them() {
     let dests = lab.ipvs.dests(key).await.unwrap();
     assert_eq!((dests[0].active, dests[0].inactive, dests[0].persistent), (5, 0, 0));
     // KERNEL: what is told is summed up every two seconds (net/netfilter/ipvs/ip_vs_est.c, v6.1).
-    let deadline = Instant::now() + Duration::from_secs(30);
-    let counted = async |lab: &mut Lab| lab.ipvs.dests(key).await.unwrap()[0].stats;
-    while counted(&mut lab).await.connections < 5 {
-        assert!(Instant::now() < deadline, "waited 30 s for 5 connections to be counted");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    let counted =
+        wait(&mut lab, key, "5 connections counted", |it| it.stats.connections >= 5).await;
     let stats = lab.ipvs.service(key).await.unwrap().unwrap().stats;
-    assert_eq!((stats.connections, counted(&mut lab).await.connections), (5, 5));
+    assert_eq!((stats.connections, counted.stats.connections), (5, 5));
     assert!(stats.in_packets >= 15 && stats.out_packets >= 10 && stats.in_bytes > stats.in_packets);
     let line = lab.run("ipvsadm -L -n --stats --exact | grep '^TCP'");
     let told: Vec<u64> = line.split_whitespace().skip(2).map(|n| n.parse().unwrap()).collect();
@@ -335,12 +350,8 @@ async fn connections_are_counted_as_ipvsadm_counts_them() {
     let ours = [ours.connections, ours.in_packets, ours.out_packets, ours.in_bytes, ours.out_bytes];
     assert_eq!(told, ours, "{line}");
     drop(clients);
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while lab.ipvs.dests(key).await.unwrap()[0].active > 0 {
-        assert!(Instant::now() < deadline, "waited 10 s for connections to be inactive");
-        tokio::task::yield_now().await;
-    }
-    assert_eq!(lab.ipvs.dests(key).await.unwrap()[0].inactive, 5);
+    let ended = wait(&mut lab, key, "connections to end", |it| it.active == 0).await;
+    assert_eq!(ended.inactive, 5);
 }
 
 #[tokio::test]
