@@ -5,7 +5,7 @@ use std::path::Path;
 use proxier_core::model::Event;
 use proxier_netlink::{Addresses, AddressesError, NetNs, OpenError};
 
-use crate::driver::{Handle, Stopped};
+use crate::handle::{Handle, Stopped};
 
 /// Following the addresses of a node came to an end.
 #[derive(Debug, thiserror::Error)]

@@ -40,6 +40,7 @@
 #[cfg(feature = "addresses")]
 mod addresses;
 mod driver;
+mod handle;
 #[cfg(feature = "manifests")]
 mod manifests;
 mod observe;
@@ -48,7 +49,8 @@ mod swap;
 
 #[cfg(feature = "addresses")]
 pub use addresses::{FollowError, follow_addresses};
-pub use driver::{Driver, Handle, Pacing, Standing, Stopped};
+pub use driver::{Driver, Pacing, Standing};
+pub use handle::{Handle, Stopped};
 #[cfg(feature = "manifests")]
 pub use manifests::{ManifestError, Manifests, Snapshot};
 pub use observe::{Cause, Observer, Synced};

@@ -129,7 +129,10 @@ impl Retired {
     }
 }
 
-/// Programs `new` beside the mode in force and checks it; removes it again when it cannot take over.
+/// Programs `new` beside the mode in force; removes it again when it cannot take over.
+///
+/// Nothing is read back afterwards: a first sync compares with what the kernel holds, and the kernel
+/// acknowledges every write. The audits that follow find what others do.
 pub(crate) async fn prepare(
     new: &mut dyn Proxier,
     wanted: Option<Update>,
@@ -164,6 +167,5 @@ async fn program(
         let first = format!("{}: {}", first.id, first.reason);
         return Err(SwapError::Degraded { mode, degraded, first });
     }
-    new.audit().await.map_err(failed)?;
     Ok(report)
 }
