@@ -40,6 +40,14 @@ const MAX_SERIES: usize = 1000;
 // K8S: pkg/apis/core/validation/events.go NoteLengthLimit, v1.36.
 const MAX_NOTE: usize = 1024;
 
+/// The longest `reportingInstance` the API takes.
+// K8S: pkg/apis/core/validation/events.go ReportingInstanceLengthLimit, v1.36.
+const MAX_INSTANCE: usize = 128;
+
+/// The longest name of an object.
+// K8S: apimachinery validation.DNS1123SubdomainMaxLength, v1.36.
+const MAX_NAME: usize = 253;
+
 /// How long publishing one may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -238,14 +246,15 @@ impl Publisher {
         };
         let unique = between(Duration::ZERO, Duration::from_secs(1 << 30)).as_nanos();
         // K8S: names of Events are the object's with a suffix (client-go tools/events).
-        let name = format!("{object}.{unique:x}");
+        let suffix = format!(".{unique:x}");
+        let name = name_of(object, &suffix);
         let mut event = json!({
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",
             "metadata": {"name": name, "namespace": namespace},
             "eventTime": timestamp(),
             "reportingController": self.component,
-            "reportingInstance": format!("{}-{}", self.component, self.node),
+            "reportingInstance": instance(&self.component, &self.node),
             "action": notice.action,
             "reason": notice.reason,
             "type": if notice.is_warning { "Warning" } else { "Normal" },
@@ -316,6 +325,18 @@ fn timestamp() -> String {
     jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string()
 }
 
+/// A name of bounded length that ends with `suffix`.
+fn name_of(object: &str, suffix: &str) -> String {
+    let kept: String = object.chars().take(MAX_NAME - suffix.len()).collect();
+    // What comes before a dot must be a label, which ends with a letter or digit.
+    format!("{}{suffix}", kept.trim_end_matches(['-', '.']))
+}
+
+/// Who reports; names of nodes may be longer than the API lets this be.
+fn instance(component: &str, node: &str) -> String {
+    format!("{component}-{node}").chars().take(MAX_INSTANCE).collect()
+}
+
 fn shortened(mut note: String) -> String {
     if note.len() > MAX_NOTE {
         let end =
@@ -329,5 +350,27 @@ fn shortened(mut note: String) -> String {
 impl std::fmt::Debug for Publisher {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Publisher").field("component", &self.component).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The limits are the API's (pkg/apis/core/validation/events.go).
+    #[test]
+    fn what_is_long_is_cut_to_what_the_api_takes() {
+        let node = format!("{}.example", "n".repeat(245));
+        assert_eq!(instance("proxier", &node).len(), 128);
+        assert_eq!(instance("proxier", "tern"), "proxier-tern");
+        assert_eq!(name_of("tern", ".2a"), "tern.2a");
+        let name = name_of(&node, ".123456789abcdef");
+        assert_eq!((name.len(), name.ends_with("n.123456789abcdef")), (253, true));
+        assert_eq!(
+            name_of(&format!("{}-b", "a".repeat(249)), ".2a"),
+            format!("{}.2a", "a".repeat(249))
+        );
+        let note = shortened("ä".repeat(600));
+        assert!(note.len() <= 1024 && note.ends_with("ä…"), "{}", note.len());
     }
 }
