@@ -220,6 +220,26 @@ fn pages_for_people_answer() {
 }
 
 #[test]
+fn node_ports_follow_the_addresses_of_the_node() {
+    require_lab!();
+    let node = Node::new("agent-addresses", "nftables");
+    let more = "nodePortAddresses: [172.20.7.0/24]\n";
+    node.site.folder.write("config.conf", &config("nftables", more));
+    let agent = node.agent();
+    agent.wait_started();
+    let at = "172.20.7.99:31080";
+    let ip = |verb: &str| {
+        let args = ["address", verb, "172.20.7.99/32", "dev", "lo"];
+        node.site.world.node().command("ip", args).unwrap()
+    };
+    assert!(node.site.answers("pod_b", at).is_empty(), "not the node's yet");
+    ip("add");
+    agent.wait("the node port at the new address", || node.site.answers("pod_b", at) == [A]);
+    ip("del");
+    agent.wait("the address to be gone", || node.site.answers("pod_b", at).is_empty());
+}
+
+#[test]
 fn an_idle_agent_does_nothing() {
     require_lab!();
     let node = Node::new("agent-idle", "nftables");

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use proxier::{Driver, Family, Mode, Standing, health::ProxyHealth, model::NodeEnv};
+use proxier::{Driver, Family, FollowError, Handle, Mode, Standing, health::ProxyHealth};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
@@ -21,8 +21,8 @@ use crate::{
     sysctl,
 };
 
-/// How often the addresses of interfaces are looked at.
-const ADDRESSES: Duration = Duration::from_secs(10);
+/// The pause before addresses of interfaces are followed again, after the kernel could not be asked.
+const PAUSE: Duration = Duration::from_secs(10);
 
 /// Programs the node until it is told to stop. What is programmed stays in force.
 pub(crate) async fn run(flags: &Flags, settings: Resolved) -> Outcome {
@@ -59,7 +59,7 @@ pub(crate) async fn run(flags: &Flags, settings: Resolved) -> Outcome {
         tasks.spawn(plain(take_over(handle.standing(), settings.clone(), mode)));
     }
     tasks.spawn(plain(node_ports::serve(Arc::clone(&shared), ports, recorder)));
-    tasks.spawn(plain(follow_addresses(env.clone())));
+    tasks.spawn(plain(follow_addresses(handle.clone())));
     if let Some(path) = flags.config.clone() {
         let reload = Reload {
             flags: flags.clone(),
@@ -165,15 +165,14 @@ fn set_oom_score(score: i32) {
 }
 
 /// Node ports follow the addresses of the node.
-async fn follow_addresses(env: watch::Sender<NodeEnv>) {
-    let mut ticks = tokio::time::interval(ADDRESSES);
+async fn follow_addresses(handle: Handle) {
     loop {
-        ticks.tick().await;
-        let now = source::interface_addresses();
-        env.send_if_modified(|env| {
-            let changed = env.interface_addresses != now;
-            env.interface_addresses = now;
-            changed
-        });
+        match proxier::follow_addresses(None, &handle).await {
+            Ok(()) | Err(FollowError::Stopped(_)) => return std::future::pending().await,
+            Err(error) => {
+                tracing::warn!("{}; trying again in {PAUSE:?}", in_full(&error));
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
     }
 }

@@ -49,7 +49,7 @@ impl Recorder {
     }
 }
 
-/// Addresses on the interfaces of this network namespace.
+/// Addresses on the interfaces of this network namespace, as `proxier::follow_addresses` tells them.
 pub(crate) fn interface_addresses() -> Vec<std::net::IpAddr> {
     let Ok(list) = nix::ifaddrs::getifaddrs() else { return Vec::new() };
     let mut found: Vec<std::net::IpAddr> = list
@@ -59,6 +59,7 @@ pub(crate) fn interface_addresses() -> Vec<std::net::IpAddr> {
             v4.or_else(|| address.as_sockaddr_in6().map(|it| it.ip().into()))
         })
         .collect();
+    found.retain(|it| !matches!(it, std::net::IpAddr::V6(it) if it.is_unicast_link_local()));
     found.sort_unstable();
     found.dedup();
     found
