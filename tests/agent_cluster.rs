@@ -131,6 +131,26 @@ impl Cluster {
     }
 }
 
+/// What an operator reads where a role lacks `verb` for EndpointSlices.
+fn missing(verb: &str) -> String {
+    format!(
+        "cannot {verb} endpointslices.discovery.k8s.io: forbidden: grant verb \"{verb}\" on resource \
+         \"endpointslices\" in API group \"discovery.k8s.io\""
+    )
+}
+
+/// Whether `/healthz` says that this verb is missing.
+fn names_verb(body: &Value, verb: &str) -> bool {
+    body["watch"]["trouble"].as_str().is_some_and(|it| it.contains(&missing(verb)))
+}
+
+/// The JSON of `/healthz`; `null` while nobody answers.
+fn health_of(agent: &Agent) -> Value {
+    let text = agent.get("127.0.0.1:10256/healthz").map(|(_, text)| text).unwrap_or_default();
+    let body = text.split("\r\n\r\n").nth(1).unwrap_or_default();
+    serde_json::from_str(body).unwrap_or_default()
+}
+
 /// The JSON of `/healthz`, with the status.
 fn healthz(agent: &Agent) -> (u16, Value) {
     let (status, text) = agent.get("127.0.0.1:10256/healthz").unwrap();
@@ -214,19 +234,31 @@ fn a_start_that_is_not_allowed_is_visible_and_heals() {
         cluster.server.fail(refuse(verb, "endpointslices", 403));
     }
     let agent = cluster.agent();
-    let missing = "on resource \"endpointslices\" in API group \"discovery.k8s.io\"";
     agent.wait("the missing verb in /healthz", || {
-        let body = agent.get("127.0.0.1:10256/healthz").map(|(_, text)| text).unwrap_or_default();
-        let body = body.split("\r\n\r\n").nth(1).unwrap_or_default();
-        let body: Value = serde_json::from_str(body).unwrap_or_default();
-        body["starting"] == true
-            && body["watch"]["trouble"].as_str().is_some_and(|it| it.contains(missing))
+        let body = health_of(&agent);
+        body["starting"] == true && names_verb(&body, "list")
     });
-    agent.wait("the missing verb in the log", || agent.log().contains("grant verb"));
+    agent.wait("the missing verb in the log", || agent.log().contains(&missing("list")));
     assert_eq!(cluster.site.ruleset(), "", "nothing is programmed before complete lists");
     cluster.server.heal();
     agent.wait_started();
     assert_eq!(cluster.answers(), [A]);
+}
+
+#[test]
+fn a_watch_that_is_not_allowed_is_visible_while_lists_serve() {
+    require_lab!();
+    let cluster = Cluster::new("cluster-rbac-watch", "nftables");
+    cluster.server.fail(refuse("watch", "endpointslices", 403));
+    let agent = cluster.agent();
+    agent.wait_started();
+    assert_eq!(cluster.answers(), [A], "a list is enough to start");
+    agent.wait("the missing verb in /healthz", || names_verb(&health_of(&agent), "watch"));
+    assert!(!agent.log().contains(&missing("list")), "{}", agent.log());
+    cluster.server.heal();
+    cluster.server.apply(slice("cart", &["10.61.3.22"]));
+    agent.wait("the new endpoint to answer", || cluster.answers() == [B]);
+    agent.wait("the end in /healthz", || health_of(&agent).get("watch").is_none());
 }
 
 #[test]
@@ -302,21 +334,21 @@ fn what_the_server_refuses_is_one_line_that_says_what_to_do() {
     let server = server(&ns);
     let folder = Folder::new("cluster-cli");
     let kubeconfig = format!("--kubeconfig={}", kubeconfig(&folder, &server));
-    for (code, resource, line) in [
-        (401, "services", "services: the server does not accept the credentials (expired token?)"),
-        (403, "endpointslices", "on resource \"endpointslices\" in API group \"discovery.k8s.io\""),
-    ] {
+    let expired = "services: the server does not accept the credentials (expired token?)";
+    for (code, resource, line) in
+        [(401, "services", expired.to_owned()), (403, "endpointslices", missing("list"))]
+    {
         for verb in ["list", "watch"] {
             server.fail(refuse(verb, resource, code));
         }
         let output = ask_in(&ns, &["get", "services", &kubeconfig, "--hostname-override=tern"]);
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         let lines: Vec<_> = text.lines().filter(|it| it.starts_with("agent: ")).collect();
-        assert!(matches!(&*lines, [one] if one.contains(line)), "{code}: {text}");
+        assert!(matches!(&*lines, [one] if one.contains(&line)), "{code}: {text}");
         assert_eq!(output.status.code(), Some(2));
         let output = ask_in(&ns, &["doctor", &kubeconfig, "--hostname-override=tern"]);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(text.lines().any(|it| it.starts_with("WRONG") && it.contains(line)), "{text}");
+        assert!(text.lines().any(|it| it.starts_with("WRONG") && it.contains(&line)), "{text}");
         assert_eq!(output.status.code(), Some(1));
         server.heal();
     }
