@@ -6,7 +6,11 @@
 mod modes;
 mod rig;
 
-use std::{process::Command, time::Duration};
+use std::{
+    io::{BufRead, BufReader, Write},
+    process::Command,
+    time::Duration,
+};
 
 use modes::modes_here;
 use proxier::{Mode, Update, open};
@@ -345,15 +349,18 @@ fn a_restart_writes_nothing_and_a_killed_process_is_made_good() {
 
         let manifest = std::env::temp_dir().join(format!("proxier-killed-{}", std::process::id()));
         std::fs::write(&manifest, text(60)).unwrap();
-        for delay_ms in [5_u64, 15, 30, 60, 120] {
+        for delay_ms in [0_u64, 5, 15, 30, 60] {
             let mut child = Command::new(std::env::current_exe().unwrap())
                 .args(["--exact", &killed_process_name(), "--nocapture"])
                 .env("PROXIER_TEST_NETNS", rig.world.node().path())
                 .env("PROXIER_TEST_MODE", mode.name())
                 .env("PROXIER_TEST_MANIFEST", &manifest)
-                .stdout(std::process::Stdio::null())
+                .stdout(std::process::Stdio::piped())
                 .spawn()
                 .unwrap();
+            let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
+            assert!(said.any(|line| line.unwrap().ends_with(SYNCED)), "the process works");
+            // It is to be killed at any point of its work: only time leads there.
             tokio::time::sleep(Duration::from_millis(delay_ms)).await;
             child.kill().unwrap();
             child.wait().unwrap();
@@ -370,6 +377,9 @@ fn a_restart_writes_nothing_and_a_killed_process_is_made_good() {
         rig.forwards("pod_b", tcp("10.97.1.39:80"), &[A, REMOTE], true).await;
     });
 }
+
+/// What the process that is killed says when it has synced once.
+const SYNCED: &str = "synced";
 
 /// As the test harness calls it: without the name of the crate.
 fn killed_process_name() -> String {
@@ -398,6 +408,9 @@ fn killed_process() {
             let Some(Update::Reset { node, fragments, .. }) = store.take() else { return };
             let revision = proxier::Revision(u64::try_from(round).unwrap() + 1);
             proxier.sync(Update::Reset { revision, node, fragments }).await.unwrap();
+            if round == 0 {
+                writeln!(std::io::stdout(), "{SYNCED}").unwrap();
+            }
         }
     });
 }
