@@ -1,11 +1,6 @@
 //! A kernel that has IPVS, for examples that need one: the machine's own, or a guest's.
 
-use std::{
-    env, io,
-    os::unix::process::CommandExt,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{env, io, os::unix::process::CommandExt, path::Path, process::Command};
 
 /// Set where this program runs again, so that it does not do so for ever.
 const AGAIN: &str = "PROXIER_EXAMPLE_IN_GUEST";
@@ -32,7 +27,14 @@ pub(crate) fn enter(more: &[(&str, &str)]) -> io::Result<Stays> {
     if Path::new("/proc/net/ip_vs").exists() || env::var_os(AGAIN).is_some() {
         return Ok(Stays::Found);
     }
-    let scripts = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/uml"));
+    // Of the repository, whichever of its packages this is part of.
+    let mut above = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
+    let Some(scripts) = above.find_map(|it| {
+        let scripts = it.join("scripts/uml");
+        scripts.is_dir().then_some(scripts)
+    }) else {
+        return Ok(Stays::Nowhere);
+    };
     let is_built = Command::new(scripts.join("kernel")).arg("--if-built").output();
     if !is_built.is_ok_and(|it| it.status.success()) {
         return Ok(Stays::Nowhere);

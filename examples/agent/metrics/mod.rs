@@ -453,7 +453,7 @@ mod tests {
             assert!(exported.contains(&kept), "{kept} is not in {exported:#?}");
         }
         for file in ["dashboard.json", "alerts.yaml"] {
-            let path = format!("{}/deploy/{file}", env!("CARGO_MANIFEST_DIR"));
+            let path = format!("{}/../../deploy/{file}", env!("CARGO_MANIFEST_DIR"));
             let text = std::fs::read_to_string(path).unwrap();
             let used = names(&text);
             assert!(used.len() > 4, "{used:?}");

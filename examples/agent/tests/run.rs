@@ -1,9 +1,9 @@
 //! The agent as a daemon, with real packets. Needs namespaces (see CONTRIBUTING.md).
 
-mod agent_rig;
+mod rig;
 
-use agent_rig::{A, Agent, B, Site, config, get};
 use proxier_testkit::require_lab;
+use rig::{A, Agent, B, Site, config, get};
 use rustix::process::Signal;
 
 /// A Service with a health-check node port, and its endpoints on this node.

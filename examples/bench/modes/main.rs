@@ -11,24 +11,24 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for the terminal")]
 
 #[expect(dead_code, reason = "`bench` uses the rest")]
-#[path = "../bench/child/mod.rs"]
+#[path = "../child/mod.rs"]
 mod child;
 #[expect(dead_code, reason = "`bench` uses the rest")]
-#[path = "../bench/render/grid.rs"]
+#[path = "../render/grid.rs"]
 mod grid;
-#[path = "../guest/mod.rs"]
+#[path = "../../guest/mod.rs"]
 mod guest;
-#[path = "../bench/path.rs"]
+#[path = "../path.rs"]
 mod path;
 mod peer;
 mod report;
 #[expect(dead_code, reason = "`bench` uses the rest")]
-#[path = "../bench/schema.rs"]
+#[path = "../schema.rs"]
 mod schema;
-#[path = "../bench/render/units.rs"]
+#[path = "../render/units.rs"]
 mod units;
 #[expect(dead_code, reason = "`bench` uses the rest")]
-#[path = "../bench/world.rs"]
+#[path = "../world.rs"]
 mod world;
 
 use std::{

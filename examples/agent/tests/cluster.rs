@@ -3,17 +3,17 @@
 #![expect(clippy::indexing_slicing, reason = "any failure fails the test")]
 #![expect(clippy::unwrap_used, reason = "any failure fails the test")]
 
-mod agent_rig;
+mod rig;
 
 use std::time::Duration;
 
-use agent_rig::{A, Agent, B, Folder, Site, ask_in, config};
 use proxier_testkit::{
     apiserver::{ApiServer, Fault},
     eventually,
     lab::{Lab, Ns},
     require_lab,
 };
+use rig::{A, Agent, B, Folder, Site, ask_in, config};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 

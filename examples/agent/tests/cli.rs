@@ -1,16 +1,16 @@
 //! What the agent says when something is wrong: one clear line that says what to do.
 
-mod agent_rig;
+mod rig;
 
 use std::{
     io::Read,
     process::{Command, Output, Stdio},
 };
 
-use agent_rig::{Agent, Folder, ask, binary};
 use proxier_testkit::{lab::Lab, require_lab};
+use rig::{Agent, Folder, ask, binary};
 
-const MANIFESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/manifests");
+const MANIFESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests");
 
 fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
@@ -112,7 +112,7 @@ fn settings_are_written_as_a_file_that_means_the_same() {
 
 #[test]
 fn the_configuration_of_the_daemon_set_is_taken() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/configmap.yaml");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/configmap.yaml");
     let map: serde_json::Value =
         yaml_serde::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     let folder = Folder::new("cli-deploy");

@@ -11,7 +11,7 @@ fn bench() -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let binary = test.parent().and_then(|deps| deps.parent()).unwrap().join("examples/bench");
     if !binary.exists() {
-        let build = ["build", "--quiet", "--package", "proxier", "--example", "bench"];
+        let build = ["build", "--quiet", "--package", "proxier-bench", "--example", "bench"];
         assert!(Command::new(env!("CARGO")).args(build).status().unwrap().success());
     }
     binary

@@ -2,7 +2,7 @@
 //! together. Needs namespaces (see CONTRIBUTING.md).
 #![allow(clippy::unwrap_used, reason = "any failure fails the test")]
 
-#[path = "rig/modes.rs"]
+#[path = "../../../tests/rig/modes.rs"]
 mod modes;
 
 use std::time::Duration;
