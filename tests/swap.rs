@@ -134,6 +134,8 @@ async fn no_connection_fails_while_modes_are_exchanged() {
         let [from, to] = [exchange - 1, exchange].map(|at| modes[at % modes.len()]);
         let swapped = node.swap(to, Swap::default().linger(LINGER)).await.unwrap();
         assert_eq!((swapped.from, swapped.to), (from, to));
+        let audit = node.handle.audit().await.unwrap().last.unwrap();
+        assert_eq!(audit.ops.total(), 0, "{to} took over whole");
         for client in &mut clients {
             client.go_on().await;
         }
