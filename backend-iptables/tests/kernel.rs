@@ -506,7 +506,7 @@ async fn stale_udp_flows_are_forgotten() {
         "shop", "cart-4",
     ))));
     let report = sync(&mut engine, store.take().unwrap()).await;
-    assert_eq!(report.stale_flows, 3, "{report:?}");
+    assert_eq!((report.stale_flows.v4, report.stale_flows.v6), (3, 0), "{report:?}");
 }
 
 #[tokio::test]

@@ -36,6 +36,9 @@ pub(crate) fn health(shared: Arc<Shared>) -> Router {
 pub(crate) fn insight(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
+        // K8S: results of registered health checks, of which kube-proxy has none either
+        // (cmd/kube-proxy/app/server.go, v1.36).
+        .route("/metrics/slis", get(async || ""))
         .route("/proxyMode", get(async |State(shared): At| shared.mode().to_string()))
         .route("/healthz", get(async || "ok"))
         .route("/configz", get(configz))

@@ -177,7 +177,7 @@ async fn sync(
         visited: report.visited,
         ops: report.ops,
         batches: report.batches,
-        stale_flows: report.stale_flows,
+        stale_flows: report.stale_flows.v4 + report.stale_flows.v6,
         text: summary.to_string(),
     })
 }

@@ -342,7 +342,7 @@ pub struct SyncReport {
     /// Objects that somebody else had changed or removed, and that were repaired.
     pub drift: usize,
     /// Connection-tracking entries removed because they led to an endpoint that is gone.
-    pub stale_flows: usize,
+    pub stale_flows: ByFamily<usize>,
     /// Fragments that are not programmed as wanted, after this sync.
     pub degraded: Vec<Degraded>,
     /// What went wrong without consequence for what is programmed.

@@ -38,7 +38,8 @@ pub(crate) struct Metrics {
     partial_failures: By<Label, Counter>,
     healthz: By<Label, Counter>,
     livez: By<Label, Counter>,
-    stale_flows: Counter,
+    stale_flows: By<Label, Counter>,
+    cleanup_failures: By<Label, Counter>,
     latency: Histogram,
     commit: Histogram,
     ops: By<Label, Counter>,
@@ -106,7 +107,8 @@ impl Metrics {
             partial_failures: By::default(),
             healthz: By::default(),
             livez: By::default(),
-            stale_flows: Counter::default(),
+            stale_flows: By::default(),
+            cleanup_failures: By::default(),
             latency: fine_buckets(),
             commit: fine_buckets(),
             ops: By::default(),
@@ -138,9 +140,13 @@ impl Metrics {
             for gauge in [&self.last, &self.last_queued] {
                 drop(gauge.get_or_create(&label));
             }
-            for counter in
-                [&self.iptables_failures, &self.nftables_failures, &self.partial_failures]
-            {
+            for counter in [
+                &self.iptables_failures,
+                &self.nftables_failures,
+                &self.partial_failures,
+                &self.cleanup_failures,
+                &self.stale_flows,
+            ] {
                 drop(counter.get_or_create(&label));
             }
             let [(_, family)] = label;
@@ -242,11 +248,16 @@ impl Metrics {
             "Failed syncs in nftables mode; see the log",
             self.nftables_failures.clone(),
         );
+        r.register(
+            "sync_proxy_rules_nftables_cleanup_failures",
+            "Always 0: what goes, goes in the transaction of the sync",
+            self.cleanup_failures.clone(),
+        );
         r.register("proxy_healthz", "Answers of /healthz by status", self.healthz.clone());
         r.register("proxy_livez", "Answers of /livez by status", self.livez.clone());
         r.register(
             "conntrack_reconciler_deleted_entries",
-            "Stale UDP flows removed, both families",
+            "Stale UDP flows removed",
             self.stale_flows.clone(),
         );
     }
@@ -347,7 +358,10 @@ impl Metrics {
                 }
                 self.visited.inc_by(report.visited as u64);
                 self.drift.inc_by(report.drift as u64);
-                self.stale_flows.inc_by(report.stale_flows as u64);
+                for it in families {
+                    let count = *report.stale_flows.of(*it);
+                    self.stale_flows.get_or_create(&family(*it)).inc_by(count as u64);
+                }
                 if let Some(latency) = sync.latency {
                     self.latency.observe(latency.as_secs_f64());
                 }
@@ -407,7 +421,7 @@ mod tests {
 
     /// What dashboards for kube-proxy may ask for. What it has besides these is in
     /// docs/replace-kube-proxy.md.
-    const KEPT: [&str; 20] = [
+    const KEPT: [&str; 21] = [
         "conntrack_reconciler_deleted_entries_total",
         "network_programming_duration_seconds_bucket",
         "proxy_healthz_total",
@@ -423,6 +437,7 @@ mod tests {
         "sync_proxy_rules_iptables_restore_failures_total",
         "sync_proxy_rules_last_queued_timestamp_seconds",
         "sync_proxy_rules_last_timestamp_seconds",
+        "sync_proxy_rules_nftables_cleanup_failures_total",
         "sync_proxy_rules_nftables_sync_failures_total",
         "sync_proxy_rules_no_local_endpoints_total",
         "sync_proxy_rules_service_changes_pending",

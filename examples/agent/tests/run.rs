@@ -205,6 +205,7 @@ fn pages_for_people_answer() {
     for (page, holds) in [
         ("configz", "\"clusterCIDR\":\"10.61.0.0/16\""),
         ("flagz", "--config="),
+        ("metrics/slis", ""),
         ("statusz", "\"mode\":\"nftables\""),
         ("healthz", "ok"),
         ("debug/ir", "shop/cart"),

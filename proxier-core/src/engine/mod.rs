@@ -85,7 +85,7 @@ impl<B: Backend, D: Dataplane<B>> Engine<B, D> {
         self.totals.set += wide(report.ops.set);
         self.totals.del += wide(report.ops.del);
         self.totals.drift += wide(report.drift);
-        self.totals.stale_flows += wide(report.stale_flows);
+        self.totals.stale_flows += wide(report.stale_flows.v4 + report.stale_flows.v6);
     }
 
     /// Runs `step` for every family, whatever becomes of the others.

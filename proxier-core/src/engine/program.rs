@@ -292,7 +292,7 @@ impl<B: Backend, D: Dataplane<B>> Run<'_, B, D> {
             return;
         }
         match self.dataplane.forget_flows(self.lane.family, filters).await {
-            Ok(count) => self.report.stale_flows += count,
+            Ok(count) => *self.report.stale_flows.of_mut(self.lane.family) += count,
             Err(error) => self.report.warnings.push(format!(
                 "stale UDP flows of {} may remain: {}",
                 self.lane.family,
