@@ -274,7 +274,8 @@ impl Socket {
         }
     }
 
-    /// Runs a dump to its end. `restart` is called before each attempt, `f` for each message.
+    /// Runs a dump to its end, again while changes interrupt it. `start` is called before each
+    /// attempt, `f` for each message.
     pub(crate) async fn dump<S>(
         &mut self,
         request: &[u8],
@@ -283,26 +284,33 @@ impl Socket {
         f: &mut impl FnMut(&mut S, Message<'_>),
     ) -> Result<S, SockError> {
         for _ in 0..DUMP_ATTEMPTS {
-            self.settle().await?;
             let mut state = start();
-            self.send([request, &[]]).await.map_err(not_sent)?;
-            self.dumping = Some(seq);
-            let end = self.read_dump(seq, &mut |m| f(&mut state, m)).await;
-            match end {
-                Ok(Consistent(true)) => {
-                    self.dumping = None;
-                    return Ok(state);
-                }
-                Ok(Consistent(false)) => self.dumping = None,
-                Err(SockError::Kernel(ack)) if ack.errno == libc::EINTR => self.dumping = None,
-                Err(SockError::Kernel(ack)) => {
-                    self.dumping = None;
-                    return Err(SockError::Kernel(ack));
-                }
-                Err(e) => return Err(e),
+            if self.dump_once(request, seq, &mut |m| f(&mut state, m)).await? {
+                return Ok(state);
             }
         }
         Err(SockError::Interrupted)
+    }
+
+    /// Runs a dump to its end; `false` if changes interrupted it.
+    pub(crate) async fn dump_once(
+        &mut self,
+        request: &[u8],
+        seq: u32,
+        f: &mut impl FnMut(Message<'_>),
+    ) -> Result<bool, SockError> {
+        self.settle().await?;
+        self.send([request, &[]]).await.map_err(not_sent)?;
+        self.dumping = Some(seq);
+        let end = self.read_dump(seq, f).await;
+        if matches!(end, Ok(_) | Err(SockError::Kernel(_))) {
+            self.dumping = None;
+        }
+        match end {
+            Ok(Consistent(consistent)) => Ok(consistent),
+            Err(SockError::Kernel(ack)) if ack.errno == libc::EINTR => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Waits for the next datagram and gives its messages to `f` until it says stop.

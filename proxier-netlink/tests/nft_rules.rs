@@ -563,32 +563,6 @@ async fn nft_lists_what_was_written() {
 }
 
 #[tokio::test]
-async fn chain_by_chain_gives_the_same_rules() {
-    let mut lab = Lab::new();
-    lab.apply(|tx| {
-        for table in ["t", "u"] {
-            tx.new_table(IP, table);
-            for chain in ["a", "b", "empty", "c"] {
-                tx.new_chain(IP, table, chain);
-            }
-            for n in 0..300_usize {
-                let chain = ["a", "b", "c"][n % 3];
-                tx.rule(RuleSpec::append(IP, table, chain).comment(&n.to_string()), |_| ());
-            }
-        }
-    })
-    .await;
-    let visit = |all: &mut Vec<RuleDump>, rule: RuleRef<'_>| all.push(rule.to_owned());
-    let mut whole = lab.sock.rules(RuleFilter::table(IP, "t")).await.unwrap();
-    let mut parts = lab.sock.fold_rules_by_chain(IP, "t", Vec::new, visit).await.unwrap();
-    assert_eq!(whole.len(), 300);
-    // Within a chain the order is that of the kernel: a stable sort keeps it.
-    whole.sort_by(|a, b| a.chain.cmp(&b.chain));
-    parts.sort_by(|a, b| a.chain.cmp(&b.chain));
-    assert_eq!(whole, parts);
-}
-
-#[tokio::test]
 async fn rules_of_other_programs_are_read_and_can_be_written_again() {
     let mut lab = Lab::new();
     lab.run(

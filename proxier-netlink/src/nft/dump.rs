@@ -9,7 +9,7 @@ use super::error::NftError;
 use super::rule::{RuleDump, RuleRef};
 use super::set::SetDump;
 use super::types::{Family, Generation, MessageKind};
-use super::{ChainDump, NftSocket, TableDump};
+use super::{ChainDump, NftSocket, TableDump, Transaction};
 use crate::batch::{NFNL_SUBSYS_NFTABLES, NLM_F_DUMP, NLM_F_REQUEST};
 use crate::dec::Message;
 use crate::enc::Writer;
@@ -59,7 +59,8 @@ impl<'a> RuleFilter<'a> {
 /// # Listing
 ///
 /// Every list shows one state of the kernel: when a commit of someone else disturbs it, it is begun
-/// again, up to five times; a list of elements, when it shows one twice. Objects that do not exist make empty lists, except where said.
+/// again, up to five times; a list of elements also when it shows one twice. Objects that do not exist
+/// make empty lists, except where said.
 ///
 /// Errors: [`NftError::Interrupted`] (try later), [`NftError::Permission`],
 /// [`NftError::Unsupported`], [`NftError::Request`], [`NftError::Io`], [`NftError::Malformed`],
@@ -160,7 +161,9 @@ impl NftSocket {
     /// receive buffer and the state.
     ///
     /// The kernel's time is quadratic in the number of rules that pass the filter: 60,000 take it
-    /// about 2 s. See [`fold_rules_by_chain`](Self::fold_rules_by_chain).
+    /// about 2 s. Where there are many chains, one list a chain takes far less.
+    // KERNEL: to go on after each 32 KiB, a rule dump walks all rules from the first again; a dump of
+    // a chain starts at that chain (net/netfilter/nf_tables_api.c __nf_tables_dump_rules, v6.12).
     ///
     /// # Errors
     ///
@@ -190,52 +193,6 @@ impl NftSocket {
         };
         let kind = MessageKind::GETRULE;
         self.fold("listing rules", kind, filter.family, attrs, &mut start, &mut visit).await
-    }
-
-    /// Visits all rules of a table, chain by chain, without copying them.
-    ///
-    /// The result is that of [`fold_rules`](Self::fold_rules) with [`RuleFilter::table`], of one
-    /// state of the kernel. It costs one request per chain, which is far less where there are many
-    /// chains. Chains come in no particular order, the rules of a chain in theirs.
-    // KERNEL: to go on after each 32 KiB, a rule dump walks all rules from the first again, so that
-    // a dump of a whole table is quadratic; a dump of a chain starts at that chain
-    // (net/netfilter/nf_tables_api.c __nf_tables_dump_rules, v6.12).
-    ///
-    /// # Errors
-    ///
-    /// See [Listing](#listing).
-    ///
-    /// # Cancel safety
-    ///
-    /// Cancel safe.
-    pub async fn fold_rules_by_chain<S>(
-        &mut self,
-        family: Family,
-        table: &str,
-        mut start: impl FnMut() -> S,
-        mut visit: impl FnMut(&mut S, RuleRef<'_>),
-    ) -> Result<S, NftError> {
-        for _ in 0..DUMP_ATTEMPTS {
-            let before = self.generation().await?;
-            let mut state = start();
-            let mut attempts = 0_usize;
-            let chains = self.chains(family).await?;
-            let chains = chains.iter().filter(|chain| chain.table == table).map(|c| &c.name);
-            let mut listed = 0_usize;
-            for chain in chains {
-                let filter = RuleFilter::chain(family, table, chain);
-                let visit = |(): &mut (), rule: RuleRef<'_>| visit(&mut state, rule);
-                self.fold_rules(filter, || attempts += 1, visit).await?;
-                listed += 1;
-                if attempts > listed {
-                    break;
-                }
-            }
-            if attempts == listed && self.generation().await? == before {
-                return Ok(state);
-            }
-        }
-        Err(NftError::Interrupted { what: "listing rules" })
     }
 
     /// All elements of a set.
@@ -321,8 +278,24 @@ impl NftSocket {
         visit: &mut impl FnMut(&mut S, Message<'_>),
     ) -> Result<S, NftError> {
         let (request, seq) = self.request(kind, NLM_F_DUMP, family, attrs);
-        let result = self.sock.dump(request.as_bytes(), seq, start, visit).await;
-        result.map_err(|error| NftError::from_sock(what, error))
+        for _ in 0..DUMP_ATTEMPTS {
+            let before = self.generation().await?;
+            let mut state = start();
+            let mut visit = |message: Message<'_>| visit(&mut state, message);
+            let undisturbed = self.sock.dump_once(request.as_bytes(), seq, &mut visit).await;
+            if !undisturbed.map_err(|error| NftError::from_sock(what, error))? {
+                continue;
+            }
+            // KERNEL: a commit takes effect first and changes the generation later, so that a list
+            // can show part of it and look undisturbed (net/netfilter/nf_tables_api.c
+            // nf_tables_commit; seen on 6.18). A batch waits for the commit that is under way.
+            match self.send_batch(what, &Transaction::at(before)).await {
+                Ok(_) => return Ok(state),
+                Err(NftError::Stale) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(NftError::Interrupted { what })
     }
 
     fn request(

@@ -50,7 +50,7 @@ use crate::ack::Ack;
 use crate::batch::{BEGIN_SEQ, NFNL_SUBSYS_NFTABLES};
 use crate::dec::Message;
 use crate::netns::NetNs;
-use crate::sock::{NLMSG_ERROR, OpenError, SockError, Socket};
+use crate::sock::{NLMSG_ERROR, OpenError, Socket};
 
 /// A socket to nf_tables of one network namespace.
 #[derive(Debug)]
@@ -131,24 +131,34 @@ impl NftSocket {
         if bytes > limit {
             return Err(NftError::TooLarge { bytes, limit });
         }
+        match self.send_batch(WHAT, tx).await {
+            // What fits may still be too much for the kernel's memory.
+            Err(NftError::Io { errno, .. }) if errno.raw_os_error() == Some(libc::EMSGSIZE) => {
+                Err(NftError::TooLarge { bytes, limit })
+            }
+            other => other,
+        }
+    }
+
+    /// Sends a batch, empty or not, and reads the kernel's answers to it.
+    async fn send_batch(
+        &mut self,
+        what: &'static str,
+        tx: &Transaction,
+    ) -> Result<Committed, NftError> {
         let mut answers = Answers { tx, failed: None, whole: None, others: 0, handles: Vec::new() };
         let (trailer, body) = tx.parts();
         let sent = self.sock.exchange([body, &trailer], &mut |m| answers.read(m)).await;
         if let Some(ack) = answers.whole {
-            return Err(NftError::from_ack(WHAT, ack));
+            return Err(NftError::from_ack(what, ack));
         }
         // A refusal settles the matter even if other answers were lost.
         if let Some((index, ack)) = answers.failed {
             let refusal = Refusal::new(tx, index, ack, answers.others);
             return Err(NftError::Refused(Box::new(refusal)));
         }
-        match sent {
-            Ok(()) => Ok(Committed { handles: answers.handles }),
-            Err(SockError::Io { errno, .. }) if errno.raw_os_error() == Some(libc::EMSGSIZE) => {
-                Err(NftError::TooLarge { bytes, limit })
-            }
-            Err(error) => Err(NftError::from_sock(WHAT, error)),
-        }
+        sent.map_err(|error| NftError::from_sock(what, error))?;
+        Ok(Committed { handles: answers.handles })
     }
 
     /// Builds and commits a transaction against one generation, again when the race is lost.
