@@ -12,7 +12,8 @@ use crate::swap::{Swap, SwapError, Swapped};
 /// How many events may wait. A source that is faster waits; nothing is lost.
 const QUEUE: usize = 1024;
 
-/// Feeds a [`Driver`](crate::Driver) and watches it. Cheap to clone; the driver stops when the last one is gone.
+/// Feeds a [`Driver`](crate::Driver) and watches it. Cheap to clone; the driver stops when the last one
+/// is gone.
 #[derive(Clone, Debug)]
 pub struct Handle {
     commands: mpsc::Sender<Command>,
@@ -78,10 +79,10 @@ impl Handle {
     /// Goes over to another mode while traffic flows.
     ///
     /// The new proxier is programmed beside the old one, then takes over once the kernel holds all of
-    /// it, and the old one is removed. Translation is decided once for a connection and remembered by the kernel, so
-    /// established connections go on as they are, and new ones are served by one mode or the other at
-    /// every moment. The exception are connections that the old mode carries itself, see
-    /// [`Swap::linger`].
+    /// it, and the old one is removed. Translation is decided once for a connection and remembered by
+    /// the kernel, so established connections go on as they are, and new ones are served by one mode
+    /// or the other at every moment. The exception are connections that the old mode carries itself,
+    /// see [`Swap::linger`].
     ///
     /// # Errors
     /// The new mode cannot take over. It is removed again, and the old one stays in force.

@@ -23,8 +23,8 @@ use proxier_core::{
     Change, Family, FragmentId, ObjectName, Protocol, Proxier, Revision, Update,
     engine::Engine,
     ir::{
-        Balance, Fragment, Frontend, FrontendKey, FrontendKind, Member, NodeView, Pool, Snat,
-        Verdict, Verdicts, WayIn,
+        Fragment, Frontend, FrontendKey, FrontendKind, Member, NodeView, Pool, Snat, Verdict,
+        Verdicts, WayIn,
     },
     model::{DetectLocal, NodeEnv},
     spi::{Backend, Dataplane, Objects},
@@ -54,23 +54,13 @@ fn fragment(index: u16, generation: u8) -> Arc<Fragment> {
         let addr = (Ipv4Addr::new(10, 128 + generation * ENDPOINTS + n, high, low), 8080);
         Member::new(addr.into(), n == 0)
     });
-    Arc::new(Fragment {
-        id,
-        frontends: vec![Frontend {
-            kind: FrontendKind::ClusterIp,
-            key,
-            sources: None,
-            verdicts: Verdicts { pod, node: other, external: other },
-        }],
-        cluster: cluster.collect(),
-        local: Vec::new(),
-        affinity: None,
-        balance: Balance::Default,
-        scheduler: None,
-        counters: false,
-        health_check_node_port: None,
-        serving: Vec::new(),
-    })
+    let frontend = Frontend {
+        kind: FrontendKind::ClusterIp,
+        key,
+        sources: None,
+        verdicts: Verdicts { pod, node: other, external: other },
+    };
+    Arc::new(Fragment::new(id, vec![frontend], cluster.collect()))
 }
 
 fn median(mut times: Vec<f64>) -> f64 {

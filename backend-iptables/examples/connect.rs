@@ -26,8 +26,7 @@ use proxier_backend_iptables::{Config, Layout, engine, legacy_engine};
 use proxier_core::{
     Change, Family, FragmentId, ObjectName, Protocol, Proxier, Revision, Update,
     ir::{
-        Balance, Fragment, Frontend, FrontendKey, FrontendKind, Member, Pool, Snat, Verdict,
-        Verdicts, WayIn,
+        Fragment, Frontend, FrontendKey, FrontendKind, Member, Pool, Snat, Verdict, Verdicts, WayIn,
     },
     model::NodeEnv,
 };
@@ -150,23 +149,13 @@ fn fragment(index: u32, endpoints: std::ops::Range<u32>) -> Arc<Fragment> {
     let mut cluster: Vec<_> =
         endpoints.map(|n| Member::new(SocketAddr::new(endpoint(index, n), PORT), false)).collect();
     cluster.sort_unstable();
-    Arc::new(Fragment {
-        id,
-        frontends: vec![Frontend {
-            kind: FrontendKind::ClusterIp,
-            key,
-            sources: None,
-            verdicts: Verdicts { pod: verdict, node: verdict, external: verdict },
-        }],
-        cluster,
-        local: Vec::new(),
-        affinity: None,
-        health_check_node_port: None,
-        serving: Vec::new(),
-        balance: Balance::Default,
-        scheduler: None,
-        counters: false,
-    })
+    let frontend = Frontend {
+        kind: FrontendKind::ClusterIp,
+        key,
+        sources: None,
+        verdicts: Verdicts { pod: verdict, node: verdict, external: verdict },
+    };
+    Arc::new(Fragment::new(id, vec![frontend], cluster))
 }
 
 type Times = Vec<(&'static str, Vec<Duration>)>;

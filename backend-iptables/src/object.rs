@@ -3,6 +3,7 @@
 use std::fmt;
 
 use proxier_core::Family;
+use proxier_netlink::spi::family_name;
 
 use crate::{
     names::{ChainName, ServiceChain},
@@ -280,14 +281,6 @@ impl Value {
                 String::new()
             }
         }
-    }
-}
-
-/// The name of a family in nf_tables.
-const fn family_name(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "ip",
-        Family::V6 => "ip6",
     }
 }
 

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+pub use proxier_core::sim::Fate;
 use proxier_core::{Family, Protocol};
 
 use crate::{
@@ -38,29 +39,6 @@ pub struct Packet<'a> {
     pub local: &'a [IpAddr],
     /// Lists of `xt_recent` that know the source, and for how long.
     pub recent: &'a BTreeMap<String, Duration>,
-}
-
-/// What became of it.
-#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
-#[non_exhaustive]
-pub enum Fate {
-    /// A rule let it in.
-    Accepted,
-    /// A rule dropped it.
-    Dropped,
-    /// It was translated.
-    Forwarded {
-        /// Where to.
-        to: SocketAddr,
-        /// Its source becomes one of the host's.
-        masqueraded: bool,
-    },
-    /// Its source becomes one of the host's, and nothing else.
-    Masqueraded,
-    /// A rule rejected it.
-    Rejected,
-    /// It went its way.
-    Untouched,
 }
 
 /// The rules of one family, ready to be walked.

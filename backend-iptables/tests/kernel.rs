@@ -346,7 +346,7 @@ async fn chains_of_a_kube_proxy_are_refused_or_taken_over() {
     let error = engine.sync(update.clone()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Conflict);
     assert_eq!(
-        chain(&error),
+        in_full(&error),
         "reading IPv4 back: chain ip nat KUBE-SERVICES belongs to somebody else: it was made by \
          another proxier (kube-proxy?); stop that and clean up, choose another prefix, or set takeover"
     );
@@ -359,7 +359,7 @@ async fn chains_of_a_kube_proxy_are_refused_or_taken_over() {
     let listing = ns.run("iptables-nft", &["-t", "nat", "-S"]);
     assert!(listing.contains("old/one cluster IP") && listing.contains("-N OTHER-SERVICES"));
     other.cleanup().await.unwrap();
-    ns.engine().cleanup().await.unwrap_or_else(|error| panic!("{}", chain(&error)));
+    ns.engine().cleanup().await.unwrap_or_else(|error| panic!("{}", in_full(&error)));
     ns.feed("iptables-nft-restore", &["--noflush"], KUBE_PROXY);
 
     let mut taker = ns.engine_with(Config::default().takeover(true));
@@ -396,7 +396,7 @@ async fn tables_that_are_not_iptables_are_refused_with_words() {
     let (_, update) = store(env(), EVERYTHING);
     let error = ns.engine().sync(update.clone()).await.unwrap_err();
     assert_eq!(
-        chain(&error),
+        in_full(&error),
         "reading IPv4 back: chain ip nat PREROUTING belongs to somebody else: it is not the chain of \
          this name that iptables makes; iptables would refuse the table as well"
     );
@@ -407,7 +407,7 @@ async fn tables_that_are_not_iptables_are_refused_with_words() {
     let family = proxier_netlink::nft::Family::Ipv4;
     tx.table(proxier_netlink::nft::TableSpec::new(family, "filter").owner());
     owner.commit(&tx).await.unwrap();
-    let error = chain(&ns.engine().sync(update).await.unwrap_err());
+    let error = in_full(&ns.engine().sync(update).await.unwrap_err());
     assert!(error.contains("table ip filter belongs to somebody else"), "{error}");
     assert!(error.contains("flag owner"), "{error}");
 }

@@ -25,7 +25,7 @@ use proxier_core::{
 type LegacyEngine = Engine<Iptables, LegacyDataplane>;
 
 fn open(ns: &Ns, config: Config) -> LegacyEngine {
-    legacy_engine(config, &ns.0, &Family::ALL).unwrap_or_else(|error| panic!("{}", chain(&error)))
+    legacy_engine(config, &ns.0, &Family::ALL).unwrap_or_else(|error| panic!("{}", in_full(&error)))
 }
 
 const fn tool(family: Family) -> &'static str {
@@ -45,7 +45,7 @@ fn listing(ns: &Ns, family: Family, table: &str) -> Vec<String> {
 }
 
 async fn sync(engine: &mut LegacyEngine, update: Update) -> SyncReport {
-    let report = engine.sync(update).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let report = engine.sync(update).await.unwrap_or_else(|error| panic!("{}", in_full(&error)));
     assert_eq!(report.degraded, [], "nothing is degraded");
     assert_consistent(engine).await;
     report
@@ -183,7 +183,7 @@ async fn chains_of_a_kube_proxy_are_refused_or_taken_over() {
     let (store, update) = store(env(), EVERYTHING);
     let mut engine = open(&ns, Config::default());
     let error = engine.sync(update).await.unwrap_err();
-    assert!(chain(&error).contains("belongs to somebody else"), "{}", chain(&error));
+    assert!(in_full(&error).contains("belongs to somebody else"), "{}", in_full(&error));
     sync(&mut open(&ns, Config::default().takeover(true)), store.reset()).await;
 }
 
@@ -207,7 +207,7 @@ async fn what_is_refused_is_named_and_nothing_of_it_is_done() {
     ops.retain(|op| !op.key().to_string().ends_with("filter KUBE-EXTERNAL-SERVICES"));
     let error = engine.dataplane_mut().commit(Family::V4, &ops).await.unwrap_err();
     let CommitError::Refused { op: Some(op), object, kind, .. } = &error else {
-        panic!("{}", chain(&error))
+        panic!("{}", in_full(&error))
     };
     assert!(*op >= bad - 1, "{op}");
     assert!(object.contains("INPUT") || object.contains("FORWARD"), "{object}");

@@ -52,23 +52,13 @@ fn fragment(name: &str, ip: [u8; 4], mut cluster: Vec<Member>) -> Fragment {
         protocol: Protocol::Tcp,
     };
     cluster.sort_unstable();
-    Fragment {
-        id,
-        frontends: vec![Frontend {
-            kind: FrontendKind::ClusterIp,
-            key,
-            sources: None,
-            verdicts: Verdicts { pod, node: other, external: other },
-        }],
-        cluster,
-        local: Vec::new(),
-        affinity: None,
-        health_check_node_port: None,
-        serving: Vec::new(),
-        balance: Balance::Default,
-        scheduler: None,
-        counters: false,
-    }
+    let frontend = Frontend {
+        kind: FrontendKind::ClusterIp,
+        key,
+        sources: None,
+        verdicts: Verdicts { pod, node: other, external: other },
+    };
+    Fragment::new(id, vec![frontend], cluster)
 }
 
 /// So many endpoints, in the pods' network.

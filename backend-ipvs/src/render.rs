@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
 };
 
-use proxier_netlink::gate::{family_name as nft, origin_name as origin};
+use proxier_netlink::{gate::origin_name as origin, spi::family_name as nft};
 
 use crate::object::{ChainName, Key, ServerId, SetName, Value, Way};
 

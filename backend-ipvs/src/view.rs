@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+pub use proxier_core::sim::Fate;
 use proxier_core::{Family, Protocol, ir::FrontendKey};
 use proxier_netlink::nft::{CmpOp, CtKey, Expr, FibFlags, MetaKey, PayloadBase, Reg, Verdict};
 
@@ -41,25 +42,6 @@ pub struct Packet<'a> {
     pub local: &'a [IpAddr],
     /// Where connections of the same source through frontends went, and how long ago.
     pub memory: &'a [(FrontendKey, SocketAddr, Duration)],
-}
-
-/// What became of it.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-#[non_exhaustive]
-pub enum Fate {
-    /// A rule dropped it.
-    Dropped,
-    /// A virtual server took it.
-    Forwarded {
-        /// Where to.
-        to: SocketAddr,
-        /// Its source becomes one of the host's.
-        masqueraded: bool,
-    },
-    /// A rule rejected it, or a virtual server without destinations.
-    Rejected,
-    /// It went its way.
-    Untouched,
 }
 
 /// The objects of one family, ready to be walked.

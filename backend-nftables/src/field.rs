@@ -2,8 +2,9 @@
 
 use proxier_core::Family;
 use proxier_netlink::nft::{
-    self, CtDirection, CtKey, Expr, Hash, HashKind, MetaKey, NumgenKind, PayloadBase, Reg,
+    CtDirection, CtKey, Expr, Hash, HashKind, MetaKey, NumgenKind, PayloadBase, Reg,
 };
+pub(crate) use proxier_netlink::spi::nft_family;
 
 /// One part of the key of a set.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -205,13 +206,5 @@ pub(crate) const fn ip(family: Family) -> &'static str {
     match family {
         Family::V4 => "ip",
         Family::V6 => "ip6",
-    }
-}
-
-/// The family as nf_tables has it.
-pub(crate) const fn nft_family(family: Family) -> nft::Family {
-    match family {
-        Family::V4 => nft::Family::Ipv4,
-        Family::V6 => nft::Family::Ipv6,
     }
 }

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+pub use proxier_core::sim::Fate;
 use proxier_core::{Family, FragmentId, Protocol, ir::Pool};
 use proxier_netlink::nft::{
     CmpOp, CtKey, Dynset, Expr, FibFlags, MetaKey, PayloadBase, Reg, Verdict,
@@ -43,27 +44,6 @@ pub struct Packet<'a> {
     pub local: &'a [IpAddr],
     /// Where connections of the same source to Service ports went, and how long ago.
     pub memory: &'a [(FragmentId, SocketAddr, Duration)],
-}
-
-/// What became of it.
-#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
-#[non_exhaustive]
-pub enum Fate {
-    /// A rule dropped it.
-    Dropped,
-    /// It was translated.
-    Forwarded {
-        /// Where to.
-        to: SocketAddr,
-        /// Its source becomes one of the host's.
-        masqueraded: bool,
-    },
-    /// Its source becomes one of the host's, and nothing else.
-    Masqueraded,
-    /// A rule rejected it.
-    Rejected,
-    /// It went its way.
-    Untouched,
 }
 
 /// The objects of one family, ready to be walked.

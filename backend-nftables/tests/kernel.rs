@@ -194,9 +194,9 @@ async fn a_table_of_somebody_else_is_refused_or_taken_over() {
     let error = ns.engine().sync(update.clone()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Conflict);
     assert!(
-        chain(&error).contains("table ip proxier belongs to somebody else"),
+        in_full(&error).contains("table ip proxier belongs to somebody else"),
         "{}",
-        chain(&error)
+        in_full(&error)
     );
     for config in [Config::default(), Config::default().takeover(true)] {
         ns.engine_with(config).cleanup().await.unwrap();

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display};
 
-use proxier_netlink::gate::{family_name as nft, origin_name as origin};
+use proxier_netlink::{gate::origin_name as origin, spi::family_name as nft};
 
 use crate::object::{ChainName, Key, SetName, Value, Way};
 

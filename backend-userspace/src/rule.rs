@@ -4,8 +4,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use proxier_core::Family;
 use proxier_netlink::{
-    gate::{Rule, RuleBuilder, ip_bytes, nft_family},
+    gate::{Rule, RuleBuilder, ip_bytes},
     nft::{CmpOp, CtDirection, CtKey, CtStatus, Expr, MetaKey, Nat, NatFlags, Reg, SocketKey},
+    spi::nft_family,
 };
 
 /// Capturing.

@@ -36,7 +36,7 @@ pub(crate) async fn run(flags: &Flags, settings: Resolved) -> Outcome {
     let context = settings.context(mode);
     let proxier = proxier::open(mode, &context).await?;
     let mut env = settings.env(mode);
-    env.interface_addresses = source::interface_addresses();
+    env.interface_addresses = source::interface_addresses().await;
     let (driver, handle) = Driver::new(proxier, env.clone(), settings.pacing(mode));
     let (env, _) = watch::channel(env);
     let (view, source) = watch::channel(SourceView::default());

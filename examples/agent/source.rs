@@ -6,6 +6,7 @@ use proxier::{
     model::{Event, NodeEnv, Store},
 };
 use proxier_kube::{Notice, Publisher};
+use proxier_netlink::{Addresses, NetNs};
 use tokio::sync::watch;
 
 use crate::{Outcome, cluster, config::Resolved, shared::SourceView};
@@ -50,19 +51,9 @@ impl Recorder {
 }
 
 /// Addresses on the interfaces of this network namespace, as `proxier::follow_addresses` tells them.
-pub(crate) fn interface_addresses() -> Vec<std::net::IpAddr> {
-    let Ok(list) = nix::ifaddrs::getifaddrs() else { return Vec::new() };
-    let mut found: Vec<std::net::IpAddr> = list
-        .filter_map(|it| {
-            let address = it.address?;
-            let v4 = address.as_sockaddr_in().map(|it| it.ip().into());
-            v4.or_else(|| address.as_sockaddr_in6().map(|it| it.ip().into()))
-        })
-        .collect();
-    found.retain(|it| !matches!(it, std::net::IpAddr::V6(it) if it.is_unicast_link_local()));
-    found.sort_unstable();
-    found.dedup();
-    found
+pub(crate) async fn interface_addresses() -> Vec<std::net::IpAddr> {
+    let Ok(mut addresses) = Addresses::open(&NetNs::Current) else { return Vec::new() };
+    addresses.next().await.unwrap_or_default()
 }
 
 /// Passes on what manifests say, as they and the settings change, until the driver stops.

@@ -19,16 +19,16 @@ async fn mode_to_show(settings: &Resolved) -> Mode {
     }
 }
 
-fn env(settings: &Resolved, mode: Mode) -> NodeEnv {
+async fn env(settings: &Resolved, mode: Mode) -> NodeEnv {
     let mut env = settings.env(mode);
-    env.interface_addresses = source::interface_addresses();
+    env.interface_addresses = source::interface_addresses().await;
     env
 }
 
 /// What would be programmed on a node that has nothing.
 pub(crate) async fn plan(settings: &Resolved, output: Output) -> Outcome<ExitCode> {
     let mode = mode_to_show(settings).await;
-    let store = source::once(settings, env(settings, mode)).await?;
+    let store = source::once(settings, env(settings, mode).await).await?;
     let proxier = proxier::open(mode, &settings.context(mode)).await?;
     let plan = proxier.plan(&store.reset());
     print(&match output {
@@ -49,7 +49,7 @@ pub(crate) async fn plan(settings: &Resolved, output: Output) -> Outcome<ExitCod
 /// What differs between the kernel and what is wanted.
 pub(crate) async fn diff(settings: &Resolved, output: Output) -> Outcome<ExitCode> {
     let mode = mode_to_show(settings).await;
-    let store = source::once(settings, env(settings, mode)).await?;
+    let store = source::once(settings, env(settings, mode).await).await?;
     let mut proxier = proxier::open(mode, &settings.context(mode)).await?;
     let plan = proxier.compare(&store.reset()).await?;
     print(&match output {
@@ -73,7 +73,7 @@ pub(crate) async fn get(
     output: Output,
 ) -> Outcome<ExitCode> {
     let mode = settings.mode.unwrap_or(Mode::Nftables);
-    let store = source::once(settings, env(settings, mode)).await?;
+    let store = source::once(settings, env(settings, mode).await).await?;
     print(&show::list(&store, what, namespace, output)?)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -85,7 +85,7 @@ pub(crate) async fn explain(
     output: Output,
 ) -> Outcome<ExitCode> {
     let mode = mode_to_show(settings).await;
-    let store = source::once(settings, env(settings, mode)).await?;
+    let store = source::once(settings, env(settings, mode).await).await?;
     let packet = question.packet(&store)?;
     let explanation =
         proxier::explain::explain(&store, &proxier::sim::Traits::of(mode), &packet, None);
@@ -146,7 +146,7 @@ pub(crate) async fn doctor(settings: &Resolved) -> Outcome<ExitCode> {
     foreign(settings, &mut report).await;
     if settings.is_cluster() {
         let mode = settings.mode.unwrap_or(Mode::Nftables);
-        cluster::diagnose(settings, env(settings, mode), &mut report).await;
+        cluster::diagnose(settings, env(settings, mode).await, &mut report).await;
     } else {
         let paths = &settings.loaded.ours.manifests;
         match proxier::Manifests::open(paths).and_then(|mut it| it.read()) {

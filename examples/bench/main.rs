@@ -13,6 +13,7 @@ mod aims;
 mod args;
 mod budget;
 mod child;
+mod ended;
 mod machine;
 mod path;
 mod peers;
@@ -25,12 +26,12 @@ use std::{error::Error, process::ExitCode};
 
 use proxier_testkit::lab;
 
-use crate::{args::Options, schema::Report};
+use crate::{args::Options, ended::ended, schema::Report};
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1).peekable();
     if args.next_if(|arg| arg == child::CHILD).is_some() {
-        return ended(child::main(args));
+        return ended("bench", child::main(args));
     }
     let options = match args::parse(args) {
         Ok(Some(options)) => options,
@@ -43,7 +44,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    ended(run(&options))
+    ended("bench", run(&options))
 }
 
 fn run(options: &Options) -> Result<(), Box<dyn Error>> {
@@ -70,16 +71,4 @@ fn read(file: &std::path::Path) -> Result<Report, Box<dyn Error>> {
         return Err(format!("{name}: written as {}, not {}", report.schema, schema::SCHEMA).into());
     }
     Ok(report)
-}
-
-/// Says what went wrong, and why, down to the kernel.
-fn ended(outcome: Result<(), Box<dyn Error>>) -> ExitCode {
-    let Err(error) = outcome else { return ExitCode::SUCCESS };
-    eprintln!("bench: {error}");
-    let mut source = error.source();
-    while let Some(cause) = source {
-        eprintln!("  because: {cause}");
-        source = cause.source();
-    }
-    ExitCode::FAILURE
 }

@@ -4,14 +4,14 @@
     allow(dead_code, reason = "some backends ask for it")
 )]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::FutureExt;
 use proxier::{
     Family, Proxier, Update,
     engine::Engine,
     ir::NodeView,
-    sim::{Packet, Remembered},
+    sim::{Fate, Packet, Remembered},
     spi::Backend,
     testing::FakeKernel,
 };
@@ -85,9 +85,23 @@ impl<B: Judge> FakeNode for Fake<B> {
     }
 }
 
+/// What became of a packet, as a verdict.
+fn verdict(fate: &Fate) -> FlowVerdict {
+    match fate {
+        Fate::Accepted => FlowVerdict::Accept,
+        Fate::Dropped => FlowVerdict::Drop,
+        Fate::Forwarded { to, masqueraded } => {
+            FlowVerdict::Dnat([(*to, Some(*masqueraded))].into())
+        }
+        Fate::Rejected => FlowVerdict::Reject,
+        Fate::Untouched => FlowVerdict::Untouched,
+        Fate::Masqueraded | _ => FlowVerdict::Other(format!("{fate:?}")),
+    }
+}
+
 /// One verdict for what may become of a packet: all of it is forwarded, or all of it is not.
-fn all_of(fates: impl IntoIterator<Item = FlowVerdict>) -> FlowVerdict {
-    let mut fates = fates.into_iter();
+fn all_of(fates: &BTreeSet<Fate>) -> FlowVerdict {
+    let mut fates = fates.iter().map(verdict);
     let Some(first) = fates.next() else { return FlowVerdict::Other("nothing".to_owned()) };
     fates.fold(first, |all, fate| match (all, fate) {
         (FlowVerdict::Dnat(mut all), FlowVerdict::Dnat(more)) => {
@@ -109,7 +123,7 @@ mod iptables {
     use proxier_backend_iptables::{
         Config, Iptables as Backend, Layout,
         names::{ServiceChain, endpoint_chain, service_chain},
-        view::{Fate, Packet as ViewPacket, View},
+        view::{Packet as ViewPacket, View},
     };
     use proxier_testkit::cases::NameInput;
 
@@ -219,17 +233,7 @@ mod iptables {
                 local: &node.of(family).addresses,
                 recent: &recent,
             };
-            let fates = View::new(self, family, objects).judge(&packet);
-            all_of(fates.iter().map(|fate| match fate {
-                Fate::Accepted => FlowVerdict::Accept,
-                Fate::Dropped => FlowVerdict::Drop,
-                Fate::Forwarded { to, masqueraded } => {
-                    FlowVerdict::Dnat([(*to, Some(*masqueraded))].into())
-                }
-                Fate::Rejected => FlowVerdict::Reject,
-                Fate::Untouched => FlowVerdict::Untouched,
-                Fate::Masqueraded | _ => FlowVerdict::Other(format!("{fate:?}")),
-            }))
+            all_of(&View::new(self, family, objects).judge(&packet))
         }
 
         fn listing(key: &Self::Key, value: &Self::Value) -> String {
@@ -243,7 +247,7 @@ mod ipvs {
     use proxier::Mode;
     use proxier_backend_ipvs::{
         Config, Ipvs as Backend,
-        view::{Fate, Packet as ViewPacket, View},
+        view::{Packet as ViewPacket, View},
     };
 
     use super::*;
@@ -279,16 +283,7 @@ mod ipvs {
                 local: &node.of(family).addresses,
                 memory: &memory,
             };
-            let fates = View::new(family, objects).judge(&packet);
-            all_of(fates.iter().map(|fate| match fate {
-                Fate::Dropped => FlowVerdict::Drop,
-                Fate::Forwarded { to, masqueraded } => {
-                    FlowVerdict::Dnat([(*to, Some(*masqueraded))].into())
-                }
-                Fate::Rejected => FlowVerdict::Reject,
-                Fate::Untouched => FlowVerdict::Untouched,
-                _ => FlowVerdict::Other(format!("{fate:?}")),
-            }))
+            all_of(&View::new(family, objects).judge(&packet))
         }
     }
 }
@@ -298,7 +293,7 @@ mod nftables {
     use proxier::Mode;
     use proxier_backend_nftables::{
         Config, Nftables as Backend,
-        view::{Fate, Packet as ViewPacket, View},
+        view::{Packet as ViewPacket, View},
     };
 
     use super::*;
@@ -334,16 +329,7 @@ mod nftables {
                 local: &node.of(family).addresses,
                 memory: &memory,
             };
-            let fates = View::new(family, objects).judge(&packet);
-            all_of(fates.iter().map(|fate| match fate {
-                Fate::Dropped => FlowVerdict::Drop,
-                Fate::Forwarded { to, masqueraded } => {
-                    FlowVerdict::Dnat([(*to, Some(*masqueraded))].into())
-                }
-                Fate::Rejected => FlowVerdict::Reject,
-                Fate::Untouched => FlowVerdict::Untouched,
-                Fate::Masqueraded | _ => FlowVerdict::Other(format!("{fate:?}")),
-            }))
+            all_of(&View::new(family, objects).judge(&packet))
         }
     }
 }

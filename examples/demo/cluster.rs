@@ -10,6 +10,8 @@ use proxier::{
     model::{EndpointSlice, Event, NodeEnv, Service, Store, api},
 };
 
+use proxier_testkit::in_full;
+
 use crate::args::Options;
 
 /// The manifests, read as an embedder reads them.
@@ -138,16 +140,4 @@ fn ignored_in(text: &str) -> Vec<(String, &'static str)> {
         }
     }
     found
-}
-
-/// An error with its causes, in one line.
-pub(crate) fn in_full(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -27,11 +27,14 @@ use std::{
 };
 
 use args::{Command, Options};
-use cluster::{Cluster, in_full};
+use cluster::Cluster;
 use guest::Stays;
 use layout::Layout;
 use proxier::Mode;
-use proxier_testkit::lab::{self, LabError};
+use proxier_testkit::{
+    in_full,
+    lab::{self, LabError},
+};
 use screen::Screen;
 use stage::Stage;
 

@@ -12,6 +12,7 @@ use proxier::{
     model::Store,
 };
 use proxier_testkit::{
+    in_full,
     lab::{LabError, Ns, Via},
     topology::World,
     traffic::{self, Endpoint, Responder, sctp_supported},
@@ -145,10 +146,10 @@ impl Stage {
         if let Err(error) = responder.add(left.clone()) {
             // Those before the failing one are open; the others get another chance one by one.
             left.drain(..=responder.endpoints().count());
-            self.notes.push(crate::cluster::in_full(&error));
+            self.notes.push(in_full(&error));
             for endpoint in left {
                 if let Err(error) = responder.add([endpoint]) {
-                    self.notes.push(crate::cluster::in_full(&error));
+                    self.notes.push(in_full(&error));
                 }
             }
         }

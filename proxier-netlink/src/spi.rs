@@ -12,8 +12,26 @@ use proxier_core::{
 use crate::{
     NetNs,
     ct::{self, Conntrack, CtError, CtFamily},
-    nft::{NftError, Refusal},
+    nft::{self, NftError, Refusal},
 };
+
+/// The family as nf_tables has it.
+#[must_use]
+pub const fn nft_family(family: Family) -> nft::Family {
+    match family {
+        Family::V4 => nft::Family::Ipv4,
+        Family::V6 => nft::Family::Ipv6,
+    }
+}
+
+/// The family as nft writes it.
+#[must_use]
+pub const fn family_name(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ip",
+        Family::V6 => "ip6",
+    }
+}
 
 /// The namespace that a context names.
 #[must_use]

@@ -6,7 +6,6 @@
 
 use std::{
     collections::BTreeMap,
-    error::Error,
     fmt::{Debug, Display},
     io::Write,
     process::{Command, Stdio},
@@ -20,6 +19,8 @@ use proxier_core::{
     spi::{Backend, Dataplane},
 };
 use proxier_netlink::NetNs;
+
+use crate::in_full;
 
 /// The node that worlds are written for: `tern`, with an address and a pod network of each family.
 ///
@@ -65,7 +66,7 @@ pub async fn sync<B: Backend, D: Dataplane<B>>(
     engine: &mut Engine<B, D>,
     update: Update,
 ) -> SyncReport {
-    let report = engine.sync(update).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let report = engine.sync(update).await.unwrap_or_else(|error| panic!("{}", in_full(&error)));
     assert_eq!(report.degraded, [], "nothing is degraded");
     assert_eq!(report.warnings, [] as [String; 0], "no warnings");
     assert_consistent(engine).await;
@@ -80,7 +81,7 @@ pub async fn assert_consistent<B: Backend, D: Dataplane<B>>(engine: &mut Engine<
     for family in Family::ALL {
         let predicted = engine.predicted(family);
         let actual = engine.dataplane_mut().dump(family).await;
-        assert_same(&predicted, &actual.unwrap_or_else(|error| panic!("{}", chain(&error))));
+        assert_same(&predicted, &actual.unwrap_or_else(|error| panic!("{}", in_full(&error))));
     }
 }
 
@@ -119,22 +120,9 @@ pub fn run(netns: &NetNs, program: &str, args: &[&str], input: &str) -> String {
         }
         child.wait_with_output()
     };
-    let outcome = netns.run(run).unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let outcome = netns.run(run).unwrap_or_else(|error| panic!("{}", in_full(&error)));
     let output = outcome.unwrap_or_else(|error: std::io::Error| panic!("{program}: {error}"));
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {args:?}: {errors}");
     String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-/// An error with its causes, in one line.
-#[must_use]
-pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

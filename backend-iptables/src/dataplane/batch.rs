@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use proxier_core::Family;
 use proxier_netlink::nft::{self, ChainSpec, RuleSpec, TableSpec, Transaction};
+pub(crate) use proxier_netlink::spi::nft_family;
 
 use super::handles::Handles;
 use crate::{
@@ -49,14 +50,6 @@ pub(super) struct Batch {
 /// A rule has to be changed whose handle is not known.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct UnknownHandle;
-
-/// The family of nf_tables.
-pub(crate) const fn nft_family(family: Family) -> nft::Family {
-    match family {
-        Family::V4 => nft::Family::Ipv4,
-        Family::V6 => nft::Family::Ipv6,
-    }
-}
 
 /// What iptables-nft makes of a built-in chain: type, hook and priority.
 // KERNEL: NF_IP_PRI_NAT_DST is -100, NF_IP_PRI_FILTER 0, NF_IP_PRI_NAT_SRC 100

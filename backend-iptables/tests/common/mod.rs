@@ -19,9 +19,8 @@ use proxier_core::{
 };
 use proxier_netlink::NetNs;
 use proxier_testkit::backend;
-pub use proxier_testkit::backend::{
-    assert_consistent, assert_same, chain, node as env, store, sync,
-};
+pub use proxier_testkit::backend::{assert_consistent, assert_same, node as env, store, sync};
+pub use proxier_testkit::in_full;
 
 pub type TestEngine = Engine<Iptables, IptablesDataplane>;
 type Objects = BTreeMap<Key, Value>;

@@ -5,7 +5,6 @@ use std::{
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     num::NonZeroU16,
-    process::Command,
     sync::Arc,
     time::Duration,
 };
@@ -15,12 +14,11 @@ use proxier_core::{
     Change, Family, FragmentId, ObjectName, Protocol, Proxier, Revision, SyncReport, Update,
     engine::Engine,
     ir::{
-        Balance, Fragment, Frontend, FrontendKey, FrontendKind, Member, Pool, Snat, Verdict,
-        Verdicts, WayIn,
+        Fragment, Frontend, FrontendKey, FrontendKind, Member, Pool, Snat, Verdict, Verdicts, WayIn,
     },
-    spi::Dataplane,
 };
 use proxier_netlink::NetNs;
+use proxier_testkit::backend;
 use socket2::{Domain, Socket, Type};
 
 pub(crate) type TestEngine = Engine<Ipvs, IpvsDataplane>;
@@ -51,11 +49,7 @@ impl Ns {
     }
 
     pub(crate) fn run(&self, line: &str) -> String {
-        let output = self.0.run(|| Command::new("sh").args(["-c", line]).output());
-        let output = output.unwrap().unwrap();
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{line}: {errors}");
-        String::from_utf8(output.stdout).unwrap()
+        backend::run(&self.0, "sh", &["-c", line], "")
     }
 
     /// Everything of the kernel that the mode could change.
@@ -128,40 +122,24 @@ fn connect(from: Ipv4Addr, to: SocketAddr) -> (TcpStream, u8) {
     (stream, greeting[0])
 }
 
-pub(crate) async fn is_as_predicted(engine: &mut TestEngine) {
-    for family in Family::ALL {
-        let predicted = engine.predicted(family);
-        let actual = engine.dataplane_mut().dump(family).await.unwrap();
-        for (key, value) in &predicted {
-            assert_eq!(actual.get(key), Some(value), "{key}");
-        }
-        let more: Vec<_> = actual.keys().filter(|key| !predicted.contains_key(key)).collect();
-        assert!(more.is_empty(), "{more:?}");
-    }
-}
-
 /// One Service port with these endpoints and weights.
 pub(crate) fn fragment(members: &[(SocketAddr, u16)], scheduler: &str) -> Fragment {
     let member = |(addr, weight): &(SocketAddr, u16)| Member {
         weight: NonZeroU16::new(*weight).unwrap(),
         ..Member::new(*addr, true)
     };
+    let id = FragmentId {
+        service: ObjectName::new("shop", "cart"),
+        port: "web".into(),
+        protocol: Protocol::Tcp,
+        family: Family::V4,
+    };
+    let frontend = frontend(FRONTEND.parse().unwrap());
+    let cluster = members.iter().map(member).collect();
     Fragment {
-        id: FragmentId {
-            service: ObjectName::new("shop", "cart"),
-            port: "web".into(),
-            protocol: Protocol::Tcp,
-            family: Family::V4,
-        },
-        frontends: vec![frontend(FRONTEND.parse().unwrap())],
-        cluster: members.iter().map(member).collect(),
-        local: Vec::new(),
-        affinity: None,
-        health_check_node_port: None,
-        serving: Vec::new(),
-        balance: Balance::Default,
         scheduler: Some(scheduler.into()),
         counters: true,
+        ..Fragment::new(id, vec![frontend], cluster)
     }
 }
 

@@ -16,9 +16,9 @@ use proxier_netlink::{
     ipvs::Ipvs as IpvsSocket,
     nft::{self, NftSocket},
 };
-use proxier_testkit::{eventually_async, lab::Lab};
+use proxier_testkit::{backend::assert_consistent, eventually_async, lab::Lab};
 
-use crate::lab::{Ns, PATIENCE, TestEngine, fragment, frontend, is_as_predicted};
+use crate::lab::{Ns, PATIENCE, TestEngine, fragment, frontend};
 
 /// Services, each with an address of its own and a port of an address that the node has anyway.
 const SERVICES: usize = 120;
@@ -156,7 +156,7 @@ async fn whoever_is_killed_leaves_nothing_that_is_not_mended_and_cleaned_up() {
             if sync(&mut next, wanted).await.ops.total() > 0 {
                 unfinished.push(what);
             }
-            is_as_predicted(&mut next).await;
+            assert_consistent(&mut next).await;
         }
         next.cleanup().await.unwrap();
         assert_eq!(ns.state(), before, "killed at: {what}");
@@ -176,7 +176,7 @@ async fn virtual_servers_on_addresses_of_others_are_known_without_the_table() {
     ns.run("nft delete table ip proxier-ipvs");
     assert!(engine.audit().await.unwrap().drift > 0);
     assert_eq!(engine.status().degraded, []);
-    is_as_predicted(&mut engine).await;
+    assert_consistent(&mut engine).await;
     engine.cleanup().await.unwrap();
     assert_eq!(ns.state(), before);
 }

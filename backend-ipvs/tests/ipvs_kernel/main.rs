@@ -22,41 +22,22 @@ use std::{
 use proxier_backend_ipvs::{Config, Key, Sysctls, prepare, probe};
 use proxier_core::{
     Family, Proxier, SyncReport,
-    manifest::Manifest,
-    model::{DetectLocal, Event, NodeEnv, NodePortAddresses, Store},
+    model::{DetectLocal, NodeEnv, NodePortAddresses, Store},
 };
 
-use crate::lab::{Ns, TestEngine, fragment, is_as_predicted, set};
+use proxier_testkit::backend::{self, assert_consistent, node as env};
+
+use crate::lab::{Ns, TestEngine, fragment, set};
 
 const EVERYTHING: &str = include_str!("../everything.yaml");
 
-fn env() -> NodeEnv {
-    let nets = ["10.61.0.0/16", "fd41:61::/32"].map(|net| net.parse().unwrap());
-    let addresses = ["127.0.0.1", "172.20.7.11", "::1", "fd41:7::11"];
-    NodeEnv {
-        name: "tern".to_owned(),
-        ips: ["172.20.7.11", "fd41:7::11"].map(|ip| ip.parse().unwrap()).into(),
-        interface_addresses: addresses.map(|ip| ip.parse().unwrap()).into(),
-        detect_local: DetectLocal::ClusterCidr(nets.into()),
-        ..NodeEnv::default()
-    }
-}
-
-fn store(env: NodeEnv) -> Store {
-    let manifest = Manifest::parse("everything.yaml", EVERYTHING);
-    assert_eq!(manifest.problems, []);
-    let mut store = Store::new(env);
-    store.apply(Event::Services(manifest.services().cloned().collect()));
-    store.apply(Event::EndpointSlices(manifest.slices().cloned().collect()));
-    store.take().expect("a first update");
+fn world(env: NodeEnv) -> Store {
+    let (store, _) = backend::store(env, EVERYTHING);
     store
 }
 
-async fn sync(engine: &mut TestEngine, store: &mut Store) -> SyncReport {
-    let report = engine.sync(store.reset()).await.unwrap();
-    assert_eq!(report.degraded, []);
-    is_as_predicted(engine).await;
-    report
+async fn sync(engine: &mut TestEngine, store: &Store) -> SyncReport {
+    backend::sync(engine, store.reset()).await
 }
 
 #[tokio::test]
@@ -76,7 +57,7 @@ async fn what_is_synced_is_read_back_and_goes_without_a_trace() {
     };
     let mut engine = ns.engine(Config::default()).await;
     for env in [env(), other, NodeEnv { detect_local: DetectLocal::None, ..env() }] {
-        sync(&mut engine, &mut store(env)).await;
+        sync(&mut engine, &world(env)).await;
         assert_eq!(engine.audit().await.unwrap().ops.total(), 0);
         // nft prints what it can read.
         ns.run("nft list ruleset > $$.nft && nft -c -f $$.nft && rm $$.nft");
@@ -84,7 +65,7 @@ async fn what_is_synced_is_read_back_and_goes_without_a_trace() {
     // The next process finds everything as it is.
     let mut next = ns.engine(Config::default()).await;
     let none = NodeEnv { detect_local: DetectLocal::None, ..env() };
-    assert_eq!(sync(&mut next, &mut store(none)).await.ops.total(), 0);
+    assert_eq!(sync(&mut next, &world(none)).await.ops.total(), 0);
     next.cleanup().await.unwrap();
     assert_eq!(ns.state(), before);
 }
@@ -93,7 +74,7 @@ async fn what_is_synced_is_read_back_and_goes_without_a_trace() {
 async fn what_others_break_is_repaired() {
     let ns = Ns::new();
     let mut engine = ns.engine(Config::default()).await;
-    sync(&mut engine, &mut store(env())).await;
+    sync(&mut engine, &world(env())).await;
     for breaking in [
         "ipvsadm -D -t 10.97.0.21:80",
         "ipvsadm -E -t 10.97.0.21:80 -s lc",
@@ -107,7 +88,7 @@ async fn what_others_break_is_repaired() {
         ns.run(breaking);
         assert!(engine.audit().await.unwrap().drift > 0, "{breaking}");
         assert_eq!(engine.audit().await.unwrap().ops.total(), 0, "{breaking}");
-        is_as_predicted(&mut engine).await;
+        assert_consistent(&mut engine).await;
     }
 }
 
@@ -147,7 +128,7 @@ async fn a_removed_endpoint_serves_its_connections_to_their_end() {
     assert_eq!(&echo, b"ping");
     assert_eq!(ns.spread(4), [(2, 4)].into());
     assert_eq!(engine.dataplane().draining().count(), 1);
-    is_as_predicted(&mut engine).await;
+    assert_consistent(&mut engine).await;
     // The next process goes on with it, and uses it again when it comes back.
     let mut next = ns.engine(config).await;
     set(&mut next, 1, fragment(&[b], "rr")).await;

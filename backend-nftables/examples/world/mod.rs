@@ -8,8 +8,8 @@ use std::{
 use proxier_core::{
     Family, FragmentId, ObjectName, Protocol,
     ir::{
-        Balance, Detector, FamilyView, Fragment, Frontend, FrontendKey, FrontendKind, Member,
-        NodeView, Pool, Snat, Verdict, Verdicts, WayIn,
+        Detector, FamilyView, Fragment, Frontend, FrontendKey, FrontendKind, Member, NodeView,
+        Pool, Snat, Verdict, Verdicts, WayIn,
     },
 };
 
@@ -37,32 +37,23 @@ pub fn fragment(index: u32, endpoints: u32, first: u32) -> Arc<Fragment> {
         let ip = Ipv4Addr::from_bits(0x0a80_0000 + index * 16 + number);
         Member::new((ip, 8080).into(), number == 0)
     });
-    Arc::new(Fragment {
-        id: FragmentId {
-            service: ObjectName::new("shop", &format!("service-{index}")),
-            port: "web".into(),
+    let id = FragmentId {
+        service: ObjectName::new("shop", &format!("service-{index}")),
+        port: "web".into(),
+        protocol: Protocol::Tcp,
+        family: Family::V4,
+    };
+    let frontend = Frontend {
+        kind: FrontendKind::ClusterIp,
+        key: FrontendKey {
+            way_in: WayIn::Address(ip),
+            port: 80.try_into().unwrap(),
             protocol: Protocol::Tcp,
-            family: Family::V4,
         },
-        frontends: vec![Frontend {
-            kind: FrontendKind::ClusterIp,
-            key: FrontendKey {
-                way_in: WayIn::Address(ip),
-                port: 80.try_into().unwrap(),
-                protocol: Protocol::Tcp,
-            },
-            sources: None,
-            verdicts: Verdicts { pod, node: other, external: other },
-        }],
-        cluster: cluster.collect(),
-        local: Vec::new(),
-        affinity: None,
-        balance: Balance::Default,
-        scheduler: None,
-        counters: false,
-        health_check_node_port: None,
-        serving: Vec::new(),
-    })
+        sources: None,
+        verdicts: Verdicts { pod, node: other, external: other },
+    };
+    Arc::new(Fragment::new(id, vec![frontend], cluster.collect()))
 }
 
 /// A line of `/proc/self/status` in KiB: `VmRSS`, what is resident, `VmHWM`, the most that ever was.

@@ -12,7 +12,8 @@ use proxier_core::{
 };
 use proxier_netlink::NetNs;
 use proxier_testkit::backend;
-pub use proxier_testkit::backend::{assert_consistent, assert_same, chain, store, sync};
+pub use proxier_testkit::backend::{assert_consistent, assert_same, store, sync};
+pub use proxier_testkit::in_full;
 
 pub type TestEngine = Engine<Nftables, NftablesDataplane>;
 pub type Objects = BTreeMap<Key, Value>;

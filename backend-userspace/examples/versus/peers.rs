@@ -14,8 +14,7 @@ use proxier_backend_userspace::{Addresses, Config, Listen, engine};
 use proxier_core::{
     Family, FragmentId, ObjectName, Protocol, Proxier, Revision, Update,
     ir::{
-        Balance, Fragment, Frontend, FrontendKey, FrontendKind, Member, Pool, Snat, Verdict,
-        Verdicts, WayIn,
+        Fragment, Frontend, FrontendKey, FrontendKind, Member, Pool, Snat, Verdict, Verdicts, WayIn,
     },
 };
 use proxier_netlink::NetNs;
@@ -245,26 +244,21 @@ fn fragment(service: u16, protocol: Protocol) -> Fragment {
     let forward = Verdict::Forward { pool: Pool::Cluster, snat: Snat::Masquerade };
     let serving: Vec<_> = servers(service).collect();
     let names: BTreeMap<_, _> = [(endpoint::ANSWER, "answer"), (endpoint::FLOOD, "flood")].into();
+    let id = FragmentId {
+        service: ObjectName::new("versus", names.get(&service).copied().unwrap_or("datagram")),
+        port: "".into(),
+        protocol,
+        family: Family::V4,
+    };
+    let frontend = Frontend {
+        kind: FrontendKind::ClusterIp,
+        key: FrontendKey { way_in, port: service.try_into().unwrap(), protocol },
+        sources: None,
+        verdicts: Verdicts::all(forward),
+    };
+    let cluster = serving.iter().map(|addr| Member::new(*addr, false)).collect();
     Fragment {
-        id: FragmentId {
-            service: ObjectName::new("versus", names.get(&service).copied().unwrap_or("datagram")),
-            port: "".into(),
-            protocol,
-            family: Family::V4,
-        },
-        frontends: vec![Frontend {
-            kind: FrontendKind::ClusterIp,
-            key: FrontendKey { way_in, port: service.try_into().unwrap(), protocol },
-            sources: None,
-            verdicts: Verdicts::all(forward),
-        }],
-        cluster: serving.iter().map(|addr| Member::new(*addr, false)).collect(),
-        local: Vec::new(),
-        affinity: None,
-        balance: Balance::Default,
-        scheduler: None,
-        counters: false,
-        health_check_node_port: None,
         serving: if protocol == Protocol::Udp { serving } else { Vec::new() },
+        ..Fragment::new(id, vec![frontend], cluster)
     }
 }

@@ -18,8 +18,7 @@ use proxier_core::{
     Change, Family, FragmentId, ObjectName, Protocol, Proxier, Revision, Update,
     engine::Engine,
     ir::{
-        Balance, Fragment, Frontend, FrontendKey, FrontendKind, Member, Pool, Snat, Verdict,
-        Verdicts, WayIn,
+        Fragment, Frontend, FrontendKey, FrontendKind, Member, Pool, Snat, Verdict, Verdicts, WayIn,
     },
 };
 use proxier_netlink::NetNs;
@@ -102,27 +101,21 @@ pub fn fragment(protocol: Protocol, members: &[SocketAddr]) -> Fragment {
     let verdict = if members.is_empty() { Verdict::Reject } else { forward };
     let mut serving = members.to_vec();
     serving.sort_unstable();
+    let id = FragmentId {
+        service: ObjectName::new("shop", "cart"),
+        port: "web".into(),
+        protocol,
+        family: Family::V4,
+    };
+    let frontend = Frontend {
+        kind: FrontendKind::ClusterIp,
+        key: key(protocol),
+        sources: None,
+        verdicts: Verdicts::all(verdict),
+    };
     Fragment {
-        id: FragmentId {
-            service: ObjectName::new("shop", "cart"),
-            port: "web".into(),
-            protocol,
-            family: Family::V4,
-        },
-        frontends: vec![Frontend {
-            kind: FrontendKind::ClusterIp,
-            key: key(protocol),
-            sources: None,
-            verdicts: Verdicts::all(verdict),
-        }],
-        cluster,
-        local: Vec::new(),
-        affinity: None,
-        balance: Balance::Default,
-        scheduler: None,
-        counters: false,
-        health_check_node_port: None,
         serving: if protocol == Protocol::Udp { serving } else { Vec::new() },
+        ..Fragment::new(id, vec![frontend], cluster)
     }
 }
 

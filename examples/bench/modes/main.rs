@@ -13,6 +13,8 @@
 #[expect(dead_code, reason = "`bench` uses the rest")]
 #[path = "../child/mod.rs"]
 mod child;
+#[path = "../ended.rs"]
+mod ended;
 #[expect(dead_code, reason = "`bench` uses the rest")]
 #[path = "../render/grid.rs"]
 mod grid;
@@ -39,6 +41,7 @@ use std::{
 };
 
 use child::{Job, Samples, Task};
+use ended::ended;
 use guest::Stays;
 use path::Course;
 use proxier::Mode;
@@ -84,7 +87,7 @@ struct Measured {
 fn main() -> ExitCode {
     let mut args = env::args().skip(1).peekable();
     if args.next_if(|it| it == child::CHILD).is_some() {
-        return ended(child::main(args));
+        return ended("modes", child::main(args));
     }
     let outside = args.next_if(|it| it == OUTSIDE).is_some();
     let args: Vec<_> = args.collect();
@@ -99,7 +102,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    ended(if outside { measure_outside(world) } else { run(world) })
+    ended("modes", if outside { measure_outside(world) } else { run(world) })
 }
 
 fn parse(args: &[String]) -> Result<World, String> {
@@ -188,16 +191,4 @@ fn progress(what: &str) {
     static STARTED: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
     let started = STARTED.get_or_init(Instant::now);
     eprintln!("modes: {:4.0} s: {what}", started.elapsed().as_secs_f64());
-}
-
-/// Says what went wrong, and why, down to the kernel.
-fn ended(outcome: Result<(), Box<dyn Error>>) -> ExitCode {
-    let Err(error) = outcome else { return ExitCode::SUCCESS };
-    eprintln!("modes: {error}");
-    let mut source = error.source();
-    while let Some(cause) = source {
-        eprintln!("  because: {cause}");
-        source = cause.source();
-    }
-    ExitCode::FAILURE
 }

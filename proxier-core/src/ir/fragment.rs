@@ -44,6 +44,24 @@ pub struct Fragment {
 }
 
 impl Fragment {
+    /// A Service port with these frontends and endpoints of the cluster, and nothing out of the
+    /// ordinary. Both have to be sorted.
+    #[must_use]
+    pub const fn new(id: FragmentId, frontends: Vec<Frontend>, cluster: Vec<Member>) -> Self {
+        Self {
+            id,
+            frontends,
+            cluster,
+            local: Vec::new(),
+            affinity: None,
+            balance: Balance::Default,
+            scheduler: None,
+            counters: false,
+            health_check_node_port: None,
+            serving: Vec::new(),
+        }
+    }
+
     /// The members of a pool.
     #[must_use]
     pub fn pool(&self, pool: super::Pool) -> &[Member] {

@@ -1,12 +1,13 @@
 //! EndpointSlices, checked and normalised.
 
-use std::{collections::BTreeSet, net::IpAddr, num::NonZeroU16, sync::Arc, time::SystemTime};
+use std::{net::IpAddr, num::NonZeroU16, sync::Arc, time::SystemTime};
 
 use serde::Serialize;
 
 use super::{
     address::parse_ip,
     api,
+    names::Names,
     problem::{Checker, Read},
     tuning::slice_weight,
 };
@@ -116,7 +117,8 @@ impl EndpointSlice {
                 return check.done(None);
             }
         };
-        let mut names = BTreeSet::new();
+        // One copy of each name in the slice.
+        let mut names = Names::default();
         let slice = Self {
             name: ObjectName::new(&metadata.namespace, &metadata.name),
             service: ObjectName::new(&metadata.namespace, service),
@@ -210,18 +212,6 @@ impl EndpointSlice {
     }
 }
 
-/// One copy of each node and zone name in a slice.
-type Names = BTreeSet<Arc<str>>;
-
-fn intern(names: &mut Names, name: &str) -> Arc<str> {
-    if let Some(known) = names.get(name) {
-        return Arc::clone(known);
-    }
-    let name: Arc<str> = name.into();
-    names.insert(Arc::clone(&name));
-    name
-}
-
 fn ports(listed: &[api::EndpointPort], check: &mut Checker) -> Box<[SlicePort]> {
     let mut found = Vec::with_capacity(listed.len());
     for (index, port) in listed.iter().enumerate() {
@@ -267,13 +257,13 @@ fn read_endpoint(
         return None;
     }
     let mut hints = |listed: &[api::Hint]| {
-        listed.iter().map(|hint| intern(names, &hint.name)).collect::<Box<[_]>>()
+        listed.iter().map(|hint| names.intern(&hint.name)).collect::<Box<[_]>>()
     };
     let hints =
         Hints { zones: hints(&endpoint.hints.for_zones), nodes: hints(&endpoint.hints.for_nodes) };
     Some(Endpoint {
         ip,
-        node: endpoint.node_name.as_deref().map(|name| intern(names, name)),
+        node: endpoint.node_name.as_deref().map(|name| names.intern(name)),
         ready: endpoint.conditions.ready.unwrap_or(true),
         serving: endpoint.conditions.serving.unwrap_or(true),
         terminating: endpoint.conditions.terminating.unwrap_or(false),

@@ -14,6 +14,16 @@ pub(super) struct Names {
 }
 
 impl Names {
+    /// The copy that there is of a name, or a new one.
+    pub(super) fn intern(&mut self, name: &str) -> Arc<str> {
+        if let Some(known) = self.known.get(name) {
+            return Arc::clone(known);
+        }
+        let name: Arc<str> = name.into();
+        self.known.insert(Arc::clone(&name));
+        name
+    }
+
     /// Makes names that are known already the same copies.
     #[expect(single_use_lifetimes, reason = "an anonymous lifetime is not stable in impl Trait")]
     pub(super) fn share<'a>(&mut self, names: impl Iterator<Item = &'a mut Arc<str>>) {

@@ -19,7 +19,7 @@ use serde::Serialize;
 
 pub use self::{
     index::{Index, Lookup},
-    outcome::{Matched, Outcome, Reason, Rewrite, Target, Trace},
+    outcome::{Fate, Matched, Outcome, Reason, Rewrite, Target, Trace},
     traits::{Hairpin, Policy, Stray, Traits},
 };
 use crate::{

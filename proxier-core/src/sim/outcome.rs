@@ -76,6 +76,29 @@ pub struct Target {
     pub source: Rewrite,
 }
 
+/// What became of one packet by the kernel objects of a mode, as far as they decide it.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+#[non_exhaustive]
+pub enum Fate {
+    /// A rule let it in.
+    Accepted,
+    /// A rule dropped it.
+    Dropped,
+    /// It goes to an endpoint.
+    Forwarded {
+        /// Where to.
+        to: SocketAddr,
+        /// Its source becomes one of the host's.
+        masqueraded: bool,
+    },
+    /// Its source becomes one of the host's, and nothing else.
+    Masqueraded,
+    /// It was rejected.
+    Rejected,
+    /// It went its way.
+    Untouched,
+}
+
 /// What becomes of the source address, and why.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "lowercase")]

@@ -7,17 +7,14 @@ mod table;
 
 use std::fmt::{self, Display};
 
-use proxier_core::{
-    Family,
-    ir::{FrontendKey, Origin, WayIn},
-};
+use proxier_core::ir::{FrontendKey, Origin, WayIn};
 
 pub use self::{
     rule::{RuleBuilder, classify, classify_own, enter},
     set::{Item, Kind, Shape, ip_bytes},
     table::{Content, Misshapen, Part, destroy, encode, read, try_out},
 };
-use crate::nft::{self, Expr};
+use crate::nft::Expr;
 
 /// After connection tracking, before everything that translates.
 // KERNEL: NF_IP_PRI_MANGLE (include/uapi/linux/netfilter_ipv4.h, v6.12); the same for IPv6.
@@ -56,24 +53,6 @@ pub const fn origin_name(origin: Origin) -> &'static str {
         Origin::External => "external",
         Origin::Node => "node",
         Origin::Pod => "pod",
-    }
-}
-
-/// A family as nft writes it.
-#[must_use]
-pub const fn family_name(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "ip",
-        Family::V6 => "ip6",
-    }
-}
-
-/// The kernel's name for a family.
-#[must_use]
-pub const fn nft_family(family: Family) -> nft::Family {
-    match family {
-        Family::V4 => nft::Family::Ipv4,
-        Family::V6 => nft::Family::Ipv6,
     }
 }
 

@@ -4,12 +4,15 @@ use std::fmt::Display;
 
 use proxier_core::{Family, spi::Op};
 
-use super::{Base, Chain, Kind, Rule, Shape, nft_family};
+use super::{Base, Chain, Kind, Rule, Shape};
 use crate::nft::{
     BaseChain, ByteOrder, ChainSpec, ChainType, DataType, Element, ElementRef, Hook, NftError,
     NftSocket, Policy, RuleFilter, RuleSpec, SetFlags, SetSpec, TableSpec, Transaction,
 };
-use crate::{NetNs, spi};
+use crate::{
+    NetNs,
+    spi::{self, nft_family},
+};
 
 /// What an object is to the table.
 #[derive(Clone, Debug)]

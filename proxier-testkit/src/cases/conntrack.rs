@@ -8,7 +8,7 @@ use proxier_core::{
     conntrack::{Flow, FlowFilter, family_of},
     engine::Engine,
     ir::{
-        Balance, Fragment, Frontend, FrontendKey, FrontendKind, Member, NodeView, Pool, Snat,
+        Fragment, Frontend, FrontendKey, FrontendKind, Member, NodeView, Pool, Snat,
         Verdict as Row, Verdicts, WayIn,
     },
     testing::{FakeKernel, Fault, Toy},
@@ -226,18 +226,7 @@ fn fragment(entry: &ServiceEntry, number: usize) -> Result<Arc<Fragment>, String
         family,
     };
     let serving = if entry.proto == Protocol::Udp { serving } else { Vec::new() };
-    Ok(Arc::new(Fragment {
-        id,
-        frontends,
-        cluster: members,
-        local: Vec::new(),
-        affinity: None,
-        balance: Balance::Default,
-        scheduler: None,
-        counters: false,
-        health_check_node_port: None,
-        serving,
-    }))
+    Ok(Arc::new(Fragment { serving, ..Fragment::new(id, frontends, members) }))
 }
 
 impl Situation {

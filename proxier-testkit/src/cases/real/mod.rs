@@ -20,7 +20,7 @@ use super::{
     affinity::flows,
     flow::{Applies, Flow, flow_of},
 };
-use crate::lab::LabError;
+use crate::{in_full, lab::LabError};
 
 /// A real kernel cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -160,17 +160,6 @@ fn add(
         layout.add(file, world, &earlier)?;
     }
     layout.add(file, world, flow)
-}
-
-/// An error with its causes, in one line.
-fn in_full(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 impl fmt::Debug for RealKernel {

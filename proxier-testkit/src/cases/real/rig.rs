@@ -15,7 +15,7 @@ use proxier_netlink::{
 use tokio::runtime::Runtime;
 
 use super::{
-    RealError, in_full,
+    RealError,
     layout::{Layout, NODE, Seat, SourceKey, WayBack, is_link_local, nets},
     look::{UNTOUCHED, look},
 };
@@ -25,6 +25,7 @@ use crate::{
         flow::{Flow, judged},
         world::ip,
     },
+    in_full,
     lab::{LabError, Ns, V4_GATEWAY, V6_GATEWAY, Via, default_of},
     topology::{HostSpec, LinkSpec, NodeSpec, RemoteSpec, Topology, World},
     traffic::{Endpoint, Protocol, Responder, sctp_supported},
