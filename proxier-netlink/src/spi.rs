@@ -1,7 +1,7 @@
 //! What backends that speak netlink share towards the engine: errors in its terms, namespaces, and
 //! the removal of stale flows.
 
-use std::{collections::HashMap, io};
+use std::{collections::HashMap, io, net::SocketAddr};
 
 use proxier_core::{
     Family, OpenContext, Protocol,
@@ -12,7 +12,7 @@ use proxier_core::{
 use crate::{
     NetNs,
     ct::{self, Conntrack, CtError, CtFamily},
-    nft::{self, NftError, Refusal},
+    nft::{self, CtStatus, NftError, Refusal},
 };
 
 /// The family as nf_tables has it.
@@ -132,7 +132,10 @@ fn describe((family, error): &(Family, CommitError)) -> String {
     text
 }
 
-/// Removes the flows that any of the filters calls stale, and that `ours` admits; returns how many.
+/// Removes the flows that any of the filters calls stale; returns how many.
+///
+/// `answered_by` says who answers a flow as the mode sees it, such as [`answered_by`] or
+/// [`translated_to`]. A flow it has nothing to say about stays.
 ///
 /// # Errors
 /// The flows could not be listed or removed.
@@ -143,14 +146,21 @@ pub async fn forget_flows(
     conntrack: &mut Conntrack,
     family: Family,
     filters: &[FlowFilter],
-    ours: impl Fn(&ct::Flow) -> bool,
+    answered_by: impl Fn(&ct::Flow) -> Option<SocketAddr>,
 ) -> Result<usize, CommitError> {
     let mut by_port: HashMap<u16, Vec<&FlowFilter>> = HashMap::new();
     for filter in filters {
         by_port.entry(filter.port.get()).or_default().push(filter);
     }
+    let seen = |flow: &ct::Flow| {
+        let protocol = [Protocol::Sctp, Protocol::Tcp, Protocol::Udp]
+            .into_iter()
+            .find(|protocol| protocol.number() == flow.orig.protocol)?;
+        let (destination, answered_by) = (sent_to(flow)?, answered_by(flow)?);
+        Some(Flow { protocol, destination, answered_by })
+    };
     let is_stale = |flow: &ct::Flow| {
-        let Some(seen) = flow_of(flow).filter(|_| ours(flow)) else { return false };
+        let Some(seen) = seen(flow) else { return false };
         let filters = by_port.get(&seen.destination.port());
         filters.is_some_and(|filters| filters.iter().any(|filter| filter.is_stale(&seen)))
     };
@@ -161,16 +171,26 @@ pub async fn forget_flows(
     conntrack.delete_matching(kernel, is_stale).await.map_err(flow_error)
 }
 
-/// A flow as the core sees it, if it has ports.
-fn flow_of(flow: &ct::Flow) -> Option<Flow> {
-    let protocol = [Protocol::Sctp, Protocol::Tcp, Protocol::Udp]
-        .into_iter()
-        .find(|protocol| protocol.number() == flow.orig.protocol)?;
-    Some(Flow {
-        protocol,
-        destination: (flow.orig.dst, flow.orig.dst_port()?).into(),
-        answered_by: (flow.reply.src, flow.reply.src_port()?).into(),
-    })
+/// Where the client of a flow sends to, if the flow has ports.
+#[must_use]
+pub fn sent_to(flow: &ct::Flow) -> Option<SocketAddr> {
+    Some((flow.orig.dst, flow.orig.dst_port()?).into())
+}
+
+/// Who answers a flow, whatever leads it there.
+#[must_use]
+pub fn answered_by(flow: &ct::Flow) -> Option<SocketAddr> {
+    Some((flow.reply.src, flow.reply.src_port()?).into())
+}
+
+/// Where connection tracking itself leads a flow.
+// KERNEL: IPVS writes its destination into the answer's addresses and leaves the flow untranslated
+// (net/netfilter/ipvs/ip_vs_nfct.c ip_vs_update_conntrack, v6.12). Without IPVS such a flow goes
+// nowhere, and no NAT chain sees it again.
+#[must_use]
+pub fn translated_to(flow: &ct::Flow) -> Option<SocketAddr> {
+    let translated = flow.status.contains(CtStatus::DST_NAT);
+    if translated { answered_by(flow) } else { sent_to(flow) }
 }
 
 /// The error of listing or removing flows.

@@ -360,7 +360,7 @@ impl Dataplane<Iptables> for IptablesDataplane {
         family: Family,
         filters: &[FlowFilter],
     ) -> Result<usize, CommitError> {
-        spi::forget_flows(&mut self.conntrack, family, filters, |_| true).await
+        spi::forget_flows(&mut self.conntrack, family, filters, spi::translated_to).await
     }
 
     fn batch_limit(&self) -> usize {

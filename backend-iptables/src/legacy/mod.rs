@@ -218,7 +218,7 @@ impl Dataplane<Iptables> for LegacyDataplane {
         family: Family,
         filters: &[FlowFilter],
     ) -> Result<usize, CommitError> {
-        spi::forget_flows(&mut self.conntrack, family, filters, |_| true).await
+        spi::forget_flows(&mut self.conntrack, family, filters, spi::translated_to).await
     }
 
     /// Every run replaces whole tables, so everything goes at once.

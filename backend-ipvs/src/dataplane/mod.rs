@@ -24,7 +24,7 @@ use proxier_netlink::{
     gate,
     ipvs::{Batch as IpvsBatch, Ipvs as IpvsSocket, Refusal, ServiceEntry, Stats},
     nft::{NftError, NftSocket},
-    spi::{combine, forget_flows, kind, read_error, refused},
+    spi::{answered_by, combine, forget_flows, kind, read_error, refused},
 };
 use tracing::{debug, trace};
 
@@ -390,7 +390,7 @@ impl Dataplane<Ipvs> for IpvsDataplane {
         family: Family,
         filters: &[FlowFilter],
     ) -> Result<usize, CommitError> {
-        forget_flows(&mut self.conntrack, family, filters, |_| true).await
+        forget_flows(&mut self.conntrack, family, filters, answered_by).await
     }
 
     async fn read_counters(&mut self, family: Family) -> Result<BTreeMap<Key, Count>, CommitError> {

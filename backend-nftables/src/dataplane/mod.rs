@@ -315,7 +315,7 @@ impl Dataplane<Nftables> for NftablesDataplane {
         family: Family,
         filters: &[FlowFilter],
     ) -> Result<usize, CommitError> {
-        spi::forget_flows(&mut self.conntrack, family, filters, |_| true).await
+        spi::forget_flows(&mut self.conntrack, family, filters, spi::translated_to).await
     }
 
     async fn read_counters(&mut self, family: Family) -> Result<BTreeMap<Key, Count>, CommitError> {

@@ -25,7 +25,7 @@ use proxier_netlink::{
     NetNs,
     ct::{self, Conntrack},
     gate,
-    nft::{CtStatus, NftError, NftSocket},
+    nft::{NftError, NftSocket},
     spi::{self, read_error},
 };
 use tracing::{debug, trace};
@@ -370,7 +370,7 @@ impl Dataplane<Userspace> for UserspaceDataplane {
     }
 
     /// Ends the sessions that lead nowhere, and removes the tracked flows to these frontends that
-    /// another mode translated, wherever they lead.
+    /// another mode leads elsewhere, wherever that is.
     // KERNEL: translations are carried out as long as somebody has a NAT chain (net/netfilter/
     // nf_nat_core.c, v6.12). Once the other mode is gone, a client that uses its port again would be
     // neither translated nor captured, and a socket of ours with the port that such a flow is
@@ -387,11 +387,14 @@ impl Dataplane<Userspace> for UserspaceDataplane {
         let Some(kernel) = &mut self.kernel else { return Ok(ended) };
         // What is redirected has to be looked at again, as in every mode that translates.
         let redirects = kernel.capture.redirects();
-        let translated = |flow: &ct::Flow| redirects || flow.status.contains(CtStatus::DST_NAT);
+        let elsewhere = |flow: &ct::Flow| {
+            let to = spi::answered_by(flow)?;
+            (redirects || spi::sent_to(flow)? != to).then_some(to)
+        };
         let anywhere = |filter: &FlowFilter| FlowFilter { keep: Vec::new(), ..filter.clone() };
         let to_frontends: Vec<_> = filters.iter().map(anywhere).collect();
         let conntrack = &mut kernel.conntrack;
-        Ok(ended + spi::forget_flows(conntrack, family, &to_frontends, translated).await?)
+        Ok(ended + spi::forget_flows(conntrack, family, &to_frontends, elsewhere).await?)
     }
 
     async fn read_counters(&mut self, family: Family) -> Result<BTreeMap<Key, Count>, CommitError> {
