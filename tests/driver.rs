@@ -10,7 +10,7 @@ use std::{
 use async_trait::async_trait;
 use proxier::{
     Driver, Family, Handle, Manifests, Pacing, Proxier,
-    conntrack::FlowFilter,
+    conntrack::{FlowFilter, Forgotten},
     engine::Engine,
     model::{Event, NodeEnv},
     spi::{CommitError, Dataplane, Op},
@@ -67,8 +67,12 @@ impl Dataplane<Toy> for Window {
         Ok(())
     }
 
-    async fn forget_flows(&mut self, _: Family, _: &[FlowFilter]) -> Result<usize, CommitError> {
-        Ok(0)
+    async fn forget_flows(
+        &mut self,
+        _: Family,
+        _: &[FlowFilter],
+    ) -> Result<Forgotten, CommitError> {
+        Ok(Forgotten::default())
     }
 
     fn batch_limit(&self) -> usize {

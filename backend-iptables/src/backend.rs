@@ -12,7 +12,7 @@ use crate::{
     compile::{Compiler, check_detector},
     config::{Config, ConfigError, Layout},
     names::{FixedNames, PortHash},
-    object::{ChainKind, Key, Object, Table, Value},
+    object::{ChainKind, Content, Key, Object, Table, Value},
     skeleton::skeleton,
 };
 
@@ -134,6 +134,17 @@ impl Backend for Iptables {
     }
 
     fn recall(&self, _: &Fragment, _: &BTreeMap<Key, Value>) {}
+
+    fn rules(&self, key: &Key, value: &Value) -> Option<(&'static str, usize)> {
+        let (Object::Chain { table, .. } | Object::Entry { table, .. }) = &key.0 else {
+            return None;
+        };
+        match &value.0 {
+            Content::Rules(rules) => Some((table.name(), rules.iter().count())),
+            Content::Entry { .. } => Some((table.name(), 1)),
+            Content::Exists | Content::Shared | Content::Unknown => None,
+        }
+    }
 
     fn stage(&self, key: &Key) -> Stage {
         match &key.0 {

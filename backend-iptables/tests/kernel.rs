@@ -12,7 +12,7 @@ mod common;
 use common::*;
 use proxier_backend_iptables::{Config, Iptables, IptablesDataplane, Layout, probe};
 use proxier_core::{
-    Family, Proxier, Update,
+    Family, Proxier, SyncReport, Update,
     model::{Event, NodeEnv, ObjectKey},
     spi::{Backend, CommitError, Dataplane, ErrorKind, Op, Stage},
 };
@@ -107,6 +107,35 @@ async fn services_stand_in_order_and_node_ports_last() {
     let report = sync(&mut engine, store.take().unwrap()).await;
     assert!(report.ops.del > 0);
     assert!(rules(&ns).last().unwrap().starts_with("kubernetes service nodeports"));
+}
+
+#[tokio::test]
+async fn rules_are_counted_by_table() {
+    let ns = Ns::new();
+    let mut engine = ns.engine();
+    let (mut store, update) = store(env(), EVERYTHING);
+    // How many a sync wrote; how many there are has to be what iptables lists.
+    let written = |report: &SyncReport| {
+        let tables =
+            Family::ALL.into_iter().flat_map(|family| ["nat", "filter"].map(|it| (family, it)));
+        let each = tables.map(|(family, table)| {
+            let count = report.rules.of(family)[table];
+            assert_eq!(count.there, ns.listing(family, table).len(), "{family} {table}");
+            count.written
+        });
+        each.sum::<usize>()
+    };
+    let all = written(&sync(&mut engine, update).await);
+    assert!(all > 100, "{all}");
+    store.apply(Event::Delete(ObjectKey::Service(proxier_core::ObjectName::new("edge", "wide"))));
+    assert_eq!(written(&sync(&mut engine, store.take().unwrap()).await), 0);
+    store.apply(Event::Node(Box::new(other_env())));
+    let changed = written(&sync(&mut engine, store.take().unwrap()).await);
+    assert!((1..all).contains(&changed), "{changed} of {all}");
+    // Somebody takes some away, and they are written again.
+    ns.run("iptables-nft", &["-t", "nat", "-F", "KUBE-POSTROUTING"]);
+    assert_eq!(written(&engine.audit().await.unwrap()), 3);
+    assert_eq!(written(&sync(&mut ns.engine(), store.reset()).await), 0);
 }
 
 #[tokio::test]

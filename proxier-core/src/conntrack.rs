@@ -11,6 +11,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     num::NonZeroU16,
+    time::Duration,
 };
 
 use serde::Serialize;
@@ -66,6 +67,15 @@ impl FlowFilter {
             && self.destinations.as_ref().is_none_or(|ips| ips.contains(&flow.destination.ip()))
             && self.keep.binary_search(&flow.answered_by).is_err()
     }
+}
+
+/// Flows that were removed.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Forgotten {
+    /// How many.
+    pub flows: usize,
+    /// How long looking for them and removing them took.
+    pub took: Duration,
 }
 
 /// The flows that become stale when a fragment changes from `old` to `new`.

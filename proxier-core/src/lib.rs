@@ -52,5 +52,6 @@ pub use factory::{BackendFactory, OpenContext, OpenError, Suitability, Xtables, 
 pub use name::{ByFamily, Family, FragmentId, ObjectName, Protocol};
 pub use proxier::{
     Capabilities, Change, Count, Counter, Degraded, Mode, OpCount, PlanSummary, PlannedOp, Proxier,
-    Revision, Spreading, Status, SyncError, SyncReport, Totals, UnknownMode, Update, Verb,
+    Revision, RuleCount, Spreading, Status, SyncError, SyncReport, Totals, UnknownMode, Update,
+    Verb,
 };

@@ -1,6 +1,7 @@
 //! The face of every backend: what embedders hold.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     net::SocketAddr,
     str::FromStr,
@@ -343,6 +344,10 @@ pub struct SyncReport {
     pub drift: usize,
     /// Connection-tracking entries removed because they led to an endpoint that is gone.
     pub stale_flows: ByFamily<usize>,
+    /// How long looking for such entries took, where there was something to look for.
+    pub forgetting: ByFamily<Option<Duration>>,
+    /// Rules by table, in a mode that has rules for Services.
+    pub rules: ByFamily<BTreeMap<&'static str, RuleCount>>,
     /// Fragments that are not programmed as wanted, after this sync.
     pub degraded: Vec<Degraded>,
     /// What went wrong without consequence for what is programmed.
@@ -366,6 +371,15 @@ impl OpCount {
     pub const fn total(&self) -> usize {
         self.add + self.set + self.del
     }
+}
+
+/// Rules of one table.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+pub struct RuleCount {
+    /// How many there are after the sync.
+    pub there: usize,
+    /// How many the sync wrote.
+    pub written: usize,
 }
 
 /// A fragment that is not programmed as wanted.

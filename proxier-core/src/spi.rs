@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use serde::Serialize;
 
 use crate::{
-    conntrack::FlowFilter,
+    conntrack::{FlowFilter, Forgotten},
     ir::{Fragment, NodeView},
     name::{Family, FragmentId},
     proxier::{Capabilities, Count, Counter, Verb},
@@ -66,6 +66,13 @@ pub trait Backend: Send + Sync + 'static {
     ) -> Vec<Counter> {
         let (_, _, _, _) = (node, fragment, memo, read);
         Vec::new()
+    }
+
+    /// The table and the number of the rules in an object, in a mode that has rules for Services. At
+    /// most as expensive as compiling it.
+    fn rules(&self, key: &Self::Key, value: &Self::Value) -> Option<(&'static str, usize)> {
+        let (_, _) = (key, value);
+        None
     }
 
     /// Says whether, when everything is written anew, what lets traffic in ([`Stage::Entry`]) should wait
@@ -194,7 +201,7 @@ pub trait Dataplane<B: Backend>: Send {
     /// Safe to drop and to call again.
     async fn wipe(&mut self) -> Result<(), CommitError>;
 
-    /// Removes connection-tracking entries that any of the filters calls stale; returns how many.
+    /// Removes connection-tracking entries that any of the filters calls stale.
     ///
     /// # Errors
     /// The entries could not be read or removed. Forwarding of new flows is not affected.
@@ -205,7 +212,7 @@ pub trait Dataplane<B: Backend>: Send {
         &mut self,
         family: Family,
         filters: &[FlowFilter],
-    ) -> Result<usize, CommitError>;
+    ) -> Result<Forgotten, CommitError>;
 
     /// Reads the counters of a family, by object. Nothing unless the mode counts.
     ///

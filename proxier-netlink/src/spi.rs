@@ -1,11 +1,11 @@
 //! What backends that speak netlink share towards the engine: errors in its terms, namespaces, and
 //! the removal of stale flows.
 
-use std::{collections::HashMap, io, net::SocketAddr};
+use std::{collections::HashMap, io, net::SocketAddr, time::Instant};
 
 use proxier_core::{
     Family, OpenContext, Protocol,
-    conntrack::{Flow, FlowFilter},
+    conntrack::{Flow, FlowFilter, Forgotten},
     spi::{CommitError, ErrorKind, Op},
 };
 
@@ -132,7 +132,7 @@ fn describe((family, error): &(Family, CommitError)) -> String {
     text
 }
 
-/// Removes the flows that any of the filters calls stale; returns how many.
+/// Removes the flows that any of the filters calls stale.
 ///
 /// `answered_by` says who answers a flow as the mode sees it, such as [`answered_by`] or
 /// [`translated_to`]. A flow it has nothing to say about stays.
@@ -147,7 +147,8 @@ pub async fn forget_flows(
     family: Family,
     filters: &[FlowFilter],
     answered_by: impl Fn(&ct::Flow) -> Option<SocketAddr>,
-) -> Result<usize, CommitError> {
+) -> Result<Forgotten, CommitError> {
+    let began = Instant::now();
     let mut by_port: HashMap<u16, Vec<&FlowFilter>> = HashMap::new();
     for filter in filters {
         by_port.entry(filter.port.get()).or_default().push(filter);
@@ -168,7 +169,8 @@ pub async fn forget_flows(
         Family::V4 => CtFamily::Ipv4,
         Family::V6 => CtFamily::Ipv6,
     };
-    conntrack.delete_matching(kernel, is_stale).await.map_err(flow_error)
+    let flows = conntrack.delete_matching(kernel, is_stale).await.map_err(flow_error)?;
+    Ok(Forgotten { flows, took: began.elapsed() })
 }
 
 /// Where the client of a flow sends to, if the flow has ports.

@@ -15,7 +15,7 @@ use std::{
 use async_trait::async_trait;
 use proxier_core::{
     ByFamily, Count, Family,
-    conntrack::FlowFilter,
+    conntrack::{FlowFilter, Forgotten},
     spi::{CommitError, Dataplane},
 };
 use proxier_netlink::{
@@ -359,7 +359,7 @@ impl Dataplane<Iptables> for IptablesDataplane {
         &mut self,
         family: Family,
         filters: &[FlowFilter],
-    ) -> Result<usize, CommitError> {
+    ) -> Result<Forgotten, CommitError> {
         spi::forget_flows(&mut self.conntrack, family, filters, spi::translated_to).await
     }
 

@@ -16,7 +16,7 @@ use std::{
 use async_trait::async_trait;
 use proxier_core::{
     ByFamily, Family,
-    conntrack::FlowFilter,
+    conntrack::{FlowFilter, Forgotten},
     spi::{CommitError, Dataplane, ErrorKind},
 };
 use proxier_netlink::{NetNs, ct::Conntrack, spi};
@@ -217,7 +217,7 @@ impl Dataplane<Iptables> for LegacyDataplane {
         &mut self,
         family: Family,
         filters: &[FlowFilter],
-    ) -> Result<usize, CommitError> {
+    ) -> Result<Forgotten, CommitError> {
         spi::forget_flows(&mut self.conntrack, family, filters, spi::translated_to).await
     }
 

@@ -14,7 +14,7 @@ use std::{
 use async_trait::async_trait;
 use proxier_core::{
     Count, Family,
-    conntrack::FlowFilter,
+    conntrack::{FlowFilter, Forgotten},
     spi::{CommitError, Dataplane},
 };
 use proxier_netlink::{
@@ -389,7 +389,7 @@ impl Dataplane<Ipvs> for IpvsDataplane {
         &mut self,
         family: Family,
         filters: &[FlowFilter],
-    ) -> Result<usize, CommitError> {
+    ) -> Result<Forgotten, CommitError> {
         forget_flows(&mut self.conntrack, family, filters, answered_by).await
     }
 

@@ -13,7 +13,7 @@ use std::{
 use async_trait::async_trait;
 use proxier_core::{
     ByFamily, Count, Family,
-    conntrack::FlowFilter,
+    conntrack::{FlowFilter, Forgotten},
     ir::Pool,
     spi::{CommitError, Dataplane, ErrorKind},
 };
@@ -314,7 +314,7 @@ impl Dataplane<Nftables> for NftablesDataplane {
         &mut self,
         family: Family,
         filters: &[FlowFilter],
-    ) -> Result<usize, CommitError> {
+    ) -> Result<Forgotten, CommitError> {
         spi::forget_flows(&mut self.conntrack, family, filters, spi::translated_to).await
     }
 

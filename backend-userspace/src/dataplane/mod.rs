@@ -17,7 +17,7 @@ use std::{
 use async_trait::async_trait;
 use proxier_core::{
     ByFamily, Count, Family, FragmentId,
-    conntrack::FlowFilter,
+    conntrack::{FlowFilter, Forgotten},
     ir::{FrontendKey, Verdict},
     spi::{CommitError, Dataplane, ErrorKind},
 };
@@ -379,12 +379,14 @@ impl Dataplane<Userspace> for UserspaceDataplane {
         &mut self,
         family: Family,
         filters: &[FlowFilter],
-    ) -> Result<usize, CommitError> {
+    ) -> Result<Forgotten, CommitError> {
         let workers = self.shared.sessions.iter();
         let ended: usize = workers
             .map(|it| it.lock().unwrap_or_else(PoisonError::into_inner).forget(filters))
             .sum();
-        let Some(kernel) = &mut self.kernel else { return Ok(ended) };
+        let Some(kernel) = &mut self.kernel else {
+            return Ok(Forgotten { flows: ended, ..Forgotten::default() });
+        };
         // What is redirected has to be looked at again, as in every mode that translates.
         let redirects = kernel.capture.redirects();
         let elsewhere = |flow: &ct::Flow| {
@@ -394,7 +396,8 @@ impl Dataplane<Userspace> for UserspaceDataplane {
         let anywhere = |filter: &FlowFilter| FlowFilter { keep: Vec::new(), ..filter.clone() };
         let to_frontends: Vec<_> = filters.iter().map(anywhere).collect();
         let conntrack = &mut kernel.conntrack;
-        Ok(ended + spi::forget_flows(conntrack, family, &to_frontends, elsewhere).await?)
+        let tracked = spi::forget_flows(conntrack, family, &to_frontends, elsewhere).await?;
+        Ok(Forgotten { flows: ended + tracked.flows, ..tracked })
     }
 
     async fn read_counters(&mut self, family: Family) -> Result<BTreeMap<Key, Count>, CommitError> {

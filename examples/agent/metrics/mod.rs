@@ -3,6 +3,7 @@
 mod scrape;
 
 use std::{
+    collections::BTreeMap,
     sync::atomic::AtomicU64,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -11,7 +12,7 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family as By, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
-use proxier::{Cause, Family, Mode, SyncError, Synced};
+use proxier::{Cause, Family, Mode, RuleCount, SyncError, Synced};
 
 pub(crate) use scrape::scrape;
 
@@ -39,6 +40,9 @@ pub(crate) struct Metrics {
     healthz: By<Label, Counter>,
     livez: By<Label, Counter>,
     stale_flows: By<Label, Counter>,
+    forgetting: By<Label, Histogram>,
+    rules: By<Labels, Gauge>,
+    rules_written: By<Labels, Gauge>,
     cleanup_failures: By<Label, Counter>,
     latency: Histogram,
     commit: Histogram,
@@ -108,6 +112,9 @@ impl Metrics {
             healthz: By::default(),
             livez: By::default(),
             stale_flows: By::default(),
+            forgetting: By::new_with_constructor(sync_buckets),
+            rules: By::default(),
+            rules_written: By::default(),
             cleanup_failures: By::default(),
             latency: fine_buckets(),
             commit: fine_buckets(),
@@ -133,7 +140,7 @@ impl Metrics {
     /// Lets what is labelled begin at zero: what is missing cannot be alerted on.
     fn begin(&self, families: &[Family]) {
         for label in families.iter().map(|it| family(*it)) {
-            for histogram in [&self.sync, &self.full, &self.partial] {
+            for histogram in [&self.sync, &self.full, &self.partial, &self.forgetting] {
                 drop(histogram.get_or_create(&label));
             }
             drop(self.programming.get_or_create(&label));
@@ -169,7 +176,9 @@ impl Metrics {
 
     /// Says in which mode the node is programmed.
     pub(crate) fn set_mode(&self, mode: Mode) {
-        self.info.clear();
+        for gauges in [&self.info, &self.rules, &self.rules_written] {
+            gauges.clear();
+        }
         let labels =
             [("version", env!("CARGO_PKG_VERSION").to_owned()), ("mode", mode.to_string())];
         self.info.get_or_create(&labels).set(1);
@@ -253,12 +262,27 @@ impl Metrics {
             "Always 0: what goes, goes in the transaction of the sync",
             self.cleanup_failures.clone(),
         );
+        r.register(
+            "sync_proxy_rules_iptables_total",
+            "Rules there are, by table, in iptables mode",
+            self.rules.clone(),
+        );
+        r.register(
+            "sync_proxy_rules_iptables_last",
+            "Rules that the last sync wrote, by table, in iptables mode",
+            self.rules_written.clone(),
+        );
         r.register("proxy_healthz", "Answers of /healthz by status", self.healthz.clone());
         r.register("proxy_livez", "Answers of /livez by status", self.livez.clone());
         r.register(
             "conntrack_reconciler_deleted_entries",
             "Stale UDP flows removed",
             self.stale_flows.clone(),
+        );
+        r.register(
+            "conntrack_reconciler_sync_duration_seconds",
+            "Time a sync spent on stale UDP flows, where it had to look for any",
+            self.forgetting.clone(),
         );
     }
 
@@ -361,6 +385,10 @@ impl Metrics {
                 for it in families {
                     let count = *report.stale_flows.of(*it);
                     self.stale_flows.get_or_create(&family(*it)).inc_by(count as u64);
+                    if let Some(took) = report.forgetting.of(*it) {
+                        self.forgetting.get_or_create(&family(*it)).observe(took.as_secs_f64());
+                    }
+                    self.count_rules(*it, report.rules.of(*it));
                 }
                 if let Some(latency) = sync.latency {
                     self.latency.observe(latency.as_secs_f64());
@@ -374,6 +402,14 @@ impl Metrics {
                     self.failed(mode, *it, is_full);
                 }
             }
+        }
+    }
+
+    fn count_rules(&self, family: Family, rules: &BTreeMap<&'static str, RuleCount>) {
+        for (table, count) in rules {
+            let labels = [("table", (*table).to_owned()), ("ip_family", family.to_string())];
+            self.rules.get_or_create(&labels).set(as_gauge(count.there));
+            self.rules_written.get_or_create(&labels).set(as_gauge(count.written));
         }
     }
 
@@ -421,8 +457,9 @@ mod tests {
 
     /// What dashboards for kube-proxy may ask for. What it has besides these is in
     /// docs/replace-kube-proxy.md.
-    const KEPT: [&str; 21] = [
+    const KEPT: [&str; 24] = [
         "conntrack_reconciler_deleted_entries_total",
+        "conntrack_reconciler_sync_duration_seconds_bucket",
         "network_programming_duration_seconds_bucket",
         "proxy_healthz_total",
         "proxy_livez_total",
@@ -433,8 +470,10 @@ mod tests {
         "sync_proxy_rules_duration_seconds_sum",
         "sync_proxy_rules_endpoint_changes_pending",
         "sync_proxy_rules_endpoint_changes_total",
+        "sync_proxy_rules_iptables_last",
         "sync_proxy_rules_iptables_partial_restore_failures_total",
         "sync_proxy_rules_iptables_restore_failures_total",
+        "sync_proxy_rules_iptables_total",
         "sync_proxy_rules_last_queued_timestamp_seconds",
         "sync_proxy_rules_last_timestamp_seconds",
         "sync_proxy_rules_nftables_cleanup_failures_total",
@@ -448,7 +487,8 @@ mod tests {
     #[test]
     fn dashboard_and_alerts_use_only_what_is_exported() {
         let mut exported = BTreeSet::new();
-        let metrics = Metrics::new(Mode::Nftables, &Family::ALL);
+        let metrics = Metrics::new(Mode::Iptables, &Family::ALL);
+        metrics.count_rules(Family::V4, &BTreeMap::from([("nat", RuleCount::default())]));
         let mut text = String::new();
         encode(&mut text, &metrics.registry).unwrap();
         for line in text.lines() {

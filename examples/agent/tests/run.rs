@@ -54,6 +54,12 @@ fn packets_flow_from_start_to_restart_and_files_are_followed() {
         agent.wait_started();
         assert_eq!(node.site.answers("pod_b", "10.97.0.21:80"), [A]);
         assert!(agent.get("127.0.0.1:10249/proxyMode").unwrap().1.ends_with(mode));
+        let total = "kubeproxy_sync_proxy_rules_iptables_total{table=\"nat\",ip_family=\"IPv4\"}";
+        let rules = (mode == "iptables").then(|| {
+            let listed = node.site.world.node().command("iptables-nft", ["-t", "nat", "-S"]);
+            f64::from(u32::try_from(listed.unwrap().matches("-A ").count()).unwrap())
+        });
+        assert_eq!(agent.metric(total), rules);
 
         let two = manifest("cart", "10.97.0.21", 31080, &["10.61.3.21", "10.61.3.22"]);
         node.site.folder.write("manifests/cart.yaml", &two);

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 
 use super::{Engine, lane::Lane, plan::describe, program::Run};
 use crate::{
-    conntrack::FlowFilter,
+    conntrack::{FlowFilter, Forgotten},
     name::Family,
     proxier::{PlanSummary, SyncError, SyncReport, Update},
     spi::{Backend, CommitError, Dataplane, Op, Owner},
@@ -33,8 +33,12 @@ impl<B: Backend, D: Dataplane<B>> Dataplane<B> for Dry<'_, B, D> {
         Ok(())
     }
 
-    async fn forget_flows(&mut self, _: Family, _: &[FlowFilter]) -> Result<usize, CommitError> {
-        Ok(0)
+    async fn forget_flows(
+        &mut self,
+        _: Family,
+        _: &[FlowFilter],
+    ) -> Result<Forgotten, CommitError> {
+        Ok(Forgotten::default())
     }
 
     fn batch_limit(&self) -> usize {

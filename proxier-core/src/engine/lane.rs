@@ -32,6 +32,8 @@ pub(super) struct Lane<B: Backend> {
     /// Objects that several fragments may declare. Most of what an engine remembers: a hash table takes
     /// less than a tree.
     pub shared: HashMap<B::Key, Shared<B>>,
+    /// How many rules the kernel holds, by table.
+    pub rules: BTreeMap<&'static str, usize>,
     pub desired: Revision,
     pub programmed: Revision,
 }
@@ -84,6 +86,7 @@ impl<B: Backend> Lane<B> {
             slots: BTreeMap::new(),
             troubles: BTreeMap::new(),
             shared: HashMap::new(),
+            rules: BTreeMap::new(),
             desired: Revision::default(),
             programmed: Revision::default(),
         }

@@ -99,6 +99,11 @@ impl<B: Backend, D: Dataplane<B>> Engine<B, D> {
         }
         report.revision = self.lanes.iter().map(|lane| lane.desired).max().unwrap_or_default();
         report.degraded = self.lanes.iter().flat_map(Lane::degraded).collect();
+        for lane in &self.lanes {
+            for (table, count) in &lane.rules {
+                report.rules.of_mut(lane.family).entry(table).or_default().there = *count;
+            }
+        }
         self.count(&report);
         let outcome = failure.map_or(Ok(report), Err);
         self.finish(&outcome);

@@ -14,7 +14,7 @@ use super::{
     plan::{Plan, Tagged, sort},
 };
 use crate::{
-    conntrack::{FlowFilter, stale},
+    conntrack::{FlowFilter, Forgotten, stale},
     ir::Fragment,
     name::FragmentId,
     proxier::{SyncError, SyncReport, Verb},
@@ -247,7 +247,10 @@ impl<B: Backend, D: Dataplane<B>> Run<'_, B, D> {
                 work(self.backend, self.lane);
             }
             let outcome = match begun {
-                Poll::Ready(outcome) => outcome,
+                Poll::Ready(outcome) => {
+                    drop(commit);
+                    outcome
+                }
                 Poll::Pending => commit.await,
             };
             match outcome {
@@ -272,13 +275,7 @@ impl<B: Backend, D: Dataplane<B>> Run<'_, B, D> {
                 Err(source) => return Err(SyncError::Commit { family, source }),
             }
             self.report.batches += 1;
-            for op in ops {
-                match op.verb() {
-                    Verb::Add => self.report.ops.add += 1,
-                    Verb::Del => self.report.ops.del += 1,
-                    Verb::Set => self.report.ops.set += 1,
-                }
-            }
+            ops.iter().for_each(|op| self.count(op));
         }
         if let Some(work) = work.take() {
             work(self.backend, self.lane);
@@ -286,18 +283,44 @@ impl<B: Backend, D: Dataplane<B>> Run<'_, B, D> {
         Ok(Sent::Done)
     }
 
+    /// Counts an operation that was carried out.
+    fn count(&mut self, op: &Op<B::Key, B::Value>) {
+        let (key, old, new) = match op {
+            Op::Add(key, new) => (key, None, Some(new)),
+            Op::Del(key, old) => (key, Some(old), None),
+            Op::Set { key, old, new } => (key, Some(old), Some(new)),
+        };
+        match op.verb() {
+            Verb::Add => self.report.ops.add += 1,
+            Verb::Del => self.report.ops.del += 1,
+            Verb::Set => self.report.ops.set += 1,
+        }
+        if let Some((table, count)) = old.and_then(|old| self.backend.rules(key, old)) {
+            let there = self.lane.rules.entry(table).or_default();
+            *there = there.saturating_sub(count);
+        }
+        if let Some((table, count)) = new.and_then(|new| self.backend.rules(key, new)) {
+            *self.lane.rules.entry(table).or_default() += count;
+            let rules = self.report.rules.of_mut(self.lane.family);
+            rules.entry(table).or_default().written += count;
+        }
+    }
+
     /// Removes flows that lead nowhere. A failure is worth a warning: new flows are not affected.
     async fn forget(&mut self, filters: &[FlowFilter]) {
         if filters.is_empty() {
             return;
         }
-        match self.dataplane.forget_flows(self.lane.family, filters).await {
-            Ok(count) => *self.report.stale_flows.of_mut(self.lane.family) += count,
-            Err(error) => self.report.warnings.push(format!(
-                "stale UDP flows of {} may remain: {}",
-                self.lane.family,
-                describe(&error)
-            )),
+        let family = self.lane.family;
+        match self.dataplane.forget_flows(family, filters).await {
+            Ok(Forgotten { flows, took }) => {
+                *self.report.stale_flows.of_mut(family) += flows;
+                *self.report.forgetting.of_mut(family).get_or_insert_default() += took;
+            }
+            Err(error) => self
+                .report
+                .warnings
+                .push(format!("stale UDP flows of {family} may remain: {}", describe(&error))),
         }
     }
 
@@ -372,6 +395,10 @@ impl<B: Backend, D: Dataplane<B>> Run<'_, B, D> {
             .dump(family)
             .await
             .map_err(|source| SyncError::Dump { family, source })?;
+        self.lane.rules.clear();
+        for (table, count) in actual.iter().filter_map(|(key, it)| self.backend.rules(key, it)) {
+            *self.lane.rules.entry(table).or_default() += count;
+        }
         let wanted = self.recall(&actual);
         let node = Arc::clone(&self.lane.node);
         let mut batch = Plan::skeleton(self.backend, self.lane, &node);

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use async_trait::async_trait;
 
 use crate::{
-    conntrack::FlowFilter,
+    conntrack::{FlowFilter, Forgotten},
     name::{ByFamily, Family},
     spi::{Backend, CommitError, Dataplane, ErrorKind, Op},
 };
@@ -179,9 +179,9 @@ impl<B: Backend> Dataplane<B> for FakeKernel<B> {
         &mut self,
         _family: Family,
         filters: &[FlowFilter],
-    ) -> Result<usize, CommitError> {
+    ) -> Result<Forgotten, CommitError> {
         self.forgotten.extend_from_slice(filters);
-        Ok(0)
+        Ok(Forgotten::default())
     }
 
     fn batch_limit(&self) -> usize {
