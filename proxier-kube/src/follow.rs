@@ -45,6 +45,8 @@ pub(crate) struct Follower<W> {
     report: Reporter,
     out: mpsc::Sender<Message>,
     backoff: Backoff,
+    /// What went wrong last, since the last event.
+    last: Option<TroubleKind>,
     /// The server has not refused a streaming list yet.
     streaming: bool,
     /// Ask for pages, or for everything at once because a token expired under way.
@@ -95,6 +97,7 @@ impl<W: Watched> Follower<W> {
             report,
             out,
             backoff: Backoff::new(options.first_retry, options.longest_retry),
+            last: None,
             streaming: options.streaming_lists,
             paged: true,
             // Any version will do for a start: the server answers from memory.
@@ -130,18 +133,35 @@ impl<W: Watched> Follower<W> {
     async fn wait(&mut self, trouble: Trouble) {
         let optional = W::KIND == Kind::ServiceCidrs;
         let is_final = matches!(trouble.kind, TroubleKind::Forbidden | TroubleKind::NotServed);
-        let retry_after = trouble.retry_after.unwrap_or_default();
-        let mut delay = self.backoff.delay(Instant::now());
-        if retry_after > delay {
-            // All clients are told the same.
-            delay = between(retry_after, retry_after + delay);
+        let last = self.last.replace(trouble.kind);
+        // K8S: a server that comes back forbids everything until it has read its roles, and then knows
+        // no version of before (seen with kube-apiserver 1.36).
+        let silent = matches!(last, Some(TroubleKind::Unreachable | TroubleKind::TimedOut));
+        let forbids = matches!(trouble.kind, TroubleKind::Forbidden | TroubleKind::Unauthorized);
+        let forgot = trouble.kind == TroubleKind::Expired && last != Some(trouble.kind);
+        if forgot || (silent && forbids) {
+            self.backoff.reset();
         }
+        let mut delay = self.backoff.delay(Instant::now());
+        let retry_after = trouble.retry_after;
+        if let Some(least) = retry_after.filter(|it| *it > delay) {
+            // All clients are told the same.
+            delay = between(least, least + delay);
+        }
+        let answer = self.report.answer();
         self.report.failed(trouble);
         if optional && is_final {
             self.report.unavailable();
             self.pass(Feed::Unavailable).await;
         }
-        tokio::time::sleep(delay).await;
+        tokio::select! {
+            () = tokio::time::sleep(delay) => {}
+            // The rest of a long delay would be time lost.
+            () = answer, if retry_after.is_none() => {
+                let soon = self.options.first_retry.min(delay);
+                tokio::time::sleep(between(Duration::ZERO, soon)).await;
+            }
+        }
     }
 
     async fn list(&mut self) -> Result<Listed<W::Item>, Trouble> {
@@ -333,6 +353,7 @@ impl<W: Watched> Follower<W> {
             match self.event(asked, text, version).await {
                 Ok(()) => {
                     said_something = true;
+                    self.last = None;
                     self.backoff.reset();
                 }
                 Err(end) => break end,

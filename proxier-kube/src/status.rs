@@ -1,9 +1,15 @@
 //! Where the watches stand.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use proxier_core::{ObjectName, health::NodeState, model::Problem};
-use tokio::{sync::watch, time::Instant as Clock};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant as Clock,
+};
 
 use crate::{kinds::Kind, trouble::Trouble};
 
@@ -105,11 +111,22 @@ impl SourceStatus {
 pub(crate) struct Reporter {
     status: watch::Sender<SourceStatus>,
     kind: Kind,
+    /// Tells all kinds when the server answers one of them again.
+    answers: Arc<Notify>,
 }
 
 impl Reporter {
-    pub(crate) const fn new(status: watch::Sender<SourceStatus>, kind: Kind) -> Self {
-        Self { status, kind }
+    pub(crate) const fn new(
+        status: watch::Sender<SourceStatus>,
+        kind: Kind,
+        answers: Arc<Notify>,
+    ) -> Self {
+        Self { status, kind, answers }
+    }
+
+    /// Waits until the server, from now on, answers some kind that it did not answer before.
+    pub(crate) fn answer(&self) -> impl Future<Output = ()> + Send + use<> {
+        Arc::clone(&self.answers).notified_owned()
     }
 
     /// The server was heard and all is well.
@@ -121,6 +138,7 @@ impl Reporter {
             if let Some(standing) = &healed {
                 let lasted_s = standing.since.elapsed().as_secs();
                 tracing::info!(kind = %self.kind, lasted_s, "the API server answers again");
+                self.answers.notify_waiters();
             }
             healed.is_some()
         });

@@ -6,7 +6,7 @@ use futures_util::future::join4;
 use kube::Client;
 use proxier_core::model::{Event, NodeEnv};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     time::Instant,
 };
 
@@ -33,6 +33,8 @@ pub struct Watch {
     options: Arc<Options>,
     settings: watch::Sender<NodeEnv>,
     status: watch::Sender<SourceStatus>,
+    /// Tells all kinds when the server answers one of them again.
+    answers: Arc<Notify>,
 }
 
 impl Watch {
@@ -45,7 +47,8 @@ impl Watch {
     pub fn new(client: Client, settings: NodeEnv, options: Options) -> Self {
         let (settings, _) = watch::channel(settings);
         let (status, _) = watch::channel(SourceStatus::default());
-        Self { client, options: Arc::new(options), settings, status }
+        let (options, answers) = (Arc::new(options), Arc::default());
+        Self { client, options, settings, status, answers }
     }
 
     /// Where the watches stand, as it changes. When they were last heard changes without a
@@ -92,6 +95,7 @@ impl Watch {
             gather: Gather::new(self.settings.borrow().clone()),
             settings: self.settings.subscribe(),
             status: self.status.clone(),
+            node: self.reporter(Kind::Node),
             options: Arc::clone(&self.options),
         };
         tokio::select! {
@@ -104,8 +108,12 @@ impl Watch {
 
     fn follow<W: Watched>(&self, out: &mpsc::Sender<crate::gather::Message>) -> Follower<W> {
         let node = self.settings.borrow().name.clone();
-        let report = Reporter::new(self.status.clone(), W::KIND);
+        let report = self.reporter(W::KIND);
         Follower::new(self.client.clone(), &node, Arc::clone(&self.options), report, out.clone())
+    }
+
+    fn reporter(&self, kind: Kind) -> Reporter {
+        Reporter::new(self.status.clone(), kind, Arc::clone(&self.answers))
     }
 }
 
@@ -114,6 +122,7 @@ struct Pump {
     gather: Gather,
     settings: watch::Receiver<NodeEnv>,
     status: watch::Sender<SourceStatus>,
+    node: Reporter,
     options: Arc<Options>,
 }
 
@@ -174,7 +183,7 @@ impl Pump {
         let name = proxier_core::ObjectName::new("", &self.settings.borrow().name);
         let problems = self.gather.node_problems();
         if !problems.is_empty() {
-            Reporter::new(self.status.clone(), Kind::Node).problems(&name, problems.to_vec());
+            self.node.problems(&name, problems.to_vec());
         }
     }
 }

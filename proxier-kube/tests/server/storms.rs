@@ -1,9 +1,14 @@
 //! Many sources at one server that goes away, comes back and forgets.
 
-use proxier_kube::{Kind, TroubleKind};
-use proxier_testkit::{apiserver::ApiServer, eventually_async};
+use std::time::{Duration, Instant};
 
-use super::rig::{DEADLINE, Source, client, expected, options, server, service};
+use proxier_kube::{Kind, TroubleKind};
+use proxier_testkit::{
+    apiserver::{ApiServer, Fault},
+    eventually_async,
+};
+
+use super::rig::{DEADLINE, Rig, Source, client, expected, options, server, service};
 
 const SOURCES: usize = 12;
 
@@ -69,4 +74,37 @@ async fn a_forgetful_server_is_asked_for_one_list_each() {
     until("a second list", &sources, |it| Kind::ALL.iter().all(|kind| lists(it, *kind) == 2)).await;
     until("the changes", &sources, |it| it.services() == expected(&server)).await;
     assert!(sources.iter().all(|it| lists(it, Kind::Services) == 2), "and no third");
+}
+
+/// A server that restarts forbids everything until it has read its roles, and knows none of the
+/// versions that it gave out before: so does kube-apiserver 1.36.
+#[tokio::test]
+async fn a_server_that_restarts_is_listed_as_soon_as_it_answers() {
+    let mut options = options(true);
+    (options.first_retry, options.longest_retry) = (Duration::from_millis(10), DEADLINE);
+    let mut rig = Rig::start_with(server().await, "node-a", options);
+    rig.until_equal().await;
+    rig.server.close().await;
+    // By then the delays have grown to more than a second.
+    rig.until("trouble", |rig| {
+        let status = rig.status.borrow();
+        status.troubles().filter(|(_, standing)| standing.attempts >= 8).count() == 4
+    })
+    .await;
+    rig.server.delete("services", "shop/s1");
+    rig.server.compact();
+    for resource in ["endpointslices", "nodes", "servicecidrs", "services"] {
+        rig.server.fail(Fault::Refuse { verb: "watch", resource, code: 403, retry_after: None });
+    }
+    rig.server.reopen().await.unwrap();
+    rig.until("an answer", |rig| {
+        let status = rig.status.borrow();
+        status.troubles().any(|(_, it)| it.trouble.kind == TroubleKind::Forbidden)
+    })
+    .await;
+    rig.server.heal();
+    let back = Instant::now();
+    rig.until_equal().await;
+    rig.until("all well", |rig| rig.status.borrow().troubles().next().is_none()).await;
+    assert!(back.elapsed() < Duration::from_millis(1200), "{:?}", back.elapsed());
 }
