@@ -60,16 +60,21 @@ impl BackendFactory for Factory {
             Err(EngineError::Open(error)) => {
                 Err(OpenError::Kernel { mode: Mode::Ipvs, source: open_error(error) })
             }
-            Err(error) => {
-                let kind = match &error {
-                    EngineError::Ipvs(error) => kind(error.kind()),
-                    EngineError::Link(error) => kind(error.kind()),
-                    EngineError::Config(_) | EngineError::Open(_) => ErrorKind::Fatal,
-                };
-                let (doing, source) = (error.to_string(), std::io::Error::other(error));
-                let source = CommitError::Transport { doing, source, kind };
-                Err(OpenError::Kernel { mode: Mode::Ipvs, source })
+            Err(EngineError::Ipvs(error)) => {
+                Err(unreachable("no way to virtual servers", kind(error.kind()), error))
+            }
+            Err(EngineError::Link(error)) => {
+                Err(unreachable("no way to links", kind(error.kind()), error))
             }
         }
     }
+}
+
+fn unreachable(
+    doing: &str,
+    kind: ErrorKind,
+    error: impl std::error::Error + Send + Sync + 'static,
+) -> OpenError {
+    let (doing, source) = (doing.to_owned(), std::io::Error::other(error));
+    OpenError::Kernel { mode: Mode::Ipvs, source: CommitError::Transport { doing, source, kind } }
 }
