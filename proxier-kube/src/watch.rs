@@ -1,6 +1,6 @@
 //! All four watches as one source of events.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use futures_util::future::join4;
 use kube::Client;
@@ -20,6 +20,9 @@ use crate::{
 
 /// How many messages of the watches may wait for the sink.
 const QUEUE: usize = 256;
+
+/// A wait for the node that is longer than this is mentioned.
+const SAY_AFTER: Duration = Duration::from_secs(1);
 
 /// Watches Services, EndpointSlices, ServiceCIDRs and the own Node, and feeds them to a
 /// [`Store`](proxier_core::model::Store) or whatever holds one.
@@ -137,10 +140,12 @@ impl Pump {
         F: Future<Output = Result<(), E>> + Send,
     {
         let mut events = Vec::new();
-        let mut deadline = None;
+        let patience = self.options.node_patience;
+        // Since when only the node is missing, and whether that was said.
+        let mut waiting: Option<(Instant, bool)> = None;
         loop {
-            let at = deadline.unwrap_or_else(|| Instant::now() + self.options.node_patience);
-            let waits = deadline.is_some();
+            let (since, said) = waiting.unwrap_or_else(|| (Instant::now(), false));
+            let at = since + if said { patience } else { patience.min(SAY_AFTER) };
             tokio::select! {
                 message = messages.recv() => {
                     let Some(message) = message else { return Ok(()) };
@@ -152,18 +157,25 @@ impl Pump {
                         self.gather.set_settings(settings, &mut events);
                     }
                 }
-                () = tokio::time::sleep_until(at), if waits => {
-                    tracing::warn!("no Node with an address, or no ServiceCIDRs: going on without");
-                    deadline = None;
-                    self.gather.start(&mut events);
+                () = tokio::time::sleep_until(at), if waiting.is_some() => {
+                    let node = &self.settings.borrow().name;
+                    if said || patience <= SAY_AFTER {
+                        tracing::warn!(%node, "going on without an address of the Node, or without ServiceCIDRs");
+                        waiting = None;
+                        self.gather.start(&mut events);
+                    } else {
+                        let left_s = (patience - SAY_AFTER).as_secs();
+                        tracing::info!(%node, left_s, "waiting for the Node of this name to have an address, and for ServiceCIDRs");
+                        waiting = Some((since, true));
+                    }
                 }
             }
             if !self.gather.is_started() {
                 if self.gather.is_complete() {
-                    deadline = None;
+                    waiting = None;
                     self.gather.start(&mut events);
                 } else if self.gather.has_lists() {
-                    deadline.get_or_insert_with(|| Instant::now() + self.options.node_patience);
+                    waiting.get_or_insert_with(|| (Instant::now(), false));
                 }
             }
             self.report();
