@@ -236,6 +236,7 @@ async fn a_list_never_shows_half_a_commit() {
     let mut lab = Lab::new();
     lab.apply(|tx| {
         *tx = many(2_000);
+        tx.new_chain(IP, "t", "y");
     })
     .await;
     let mut writer = NftSocket::open(&lab.ns).unwrap();
@@ -245,9 +246,9 @@ async fn a_list_never_shows_half_a_commit() {
         let mut pairs = 0_u32;
         while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
             let mut tx = Transaction::new();
-            // One at the head, one at the tail: half of it shows as an odd number.
+            // One at the very head, one at the very tail: half of it shows as an odd number.
             tx.rule(RuleSpec::insert(IP, "t", "x"), |_| ());
-            tx.rule(RuleSpec::append(IP, "t", "x"), |_| ());
+            tx.rule(RuleSpec::append(IP, "t", "y"), |_| ());
             writer.commit(&tx).await.unwrap();
             pairs += 1;
             tokio::time::sleep(Duration::from_millis(3)).await;
@@ -255,9 +256,14 @@ async fn a_list_never_shows_half_a_commit() {
         pairs
     });
     let (mut whole, mut interrupted) = (0, 0);
-    for _ in 0..40 {
+    for round in 0..40 {
         let visit = |n: &mut u32, _: RuleRef<'_>| *n += 1;
-        match lab.sock.fold_rules(RuleFilter::table(IP, "t"), || 0, visit).await {
+        let visit_chains = |n: &mut u32, _: usize, _: RuleRef<'_>| *n += 1;
+        let listed = match round % 2 {
+            0 => lab.sock.fold_rules(RuleFilter::table(IP, "t"), || 0, visit).await,
+            _ => lab.sock.fold_chains(IP, "t", &["x", "y"], || 0, visit_chains).await,
+        };
+        match listed {
             Ok(rules) => {
                 assert_eq!(rules % 2, 0);
                 whole += 1;

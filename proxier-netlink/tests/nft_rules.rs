@@ -563,6 +563,36 @@ async fn nft_lists_what_was_written() {
 }
 
 #[tokio::test]
+async fn chains_are_listed_as_the_table_is() {
+    let mut lab = Lab::new();
+    lab.apply(|tx| {
+        for table in ["t", "u"] {
+            tx.new_table(IP, table);
+            for chain in ["a", "b", "empty", "c"] {
+                tx.new_chain(IP, table, chain);
+            }
+            for n in 0..300_usize {
+                let chain = ["a", "b", "c"][n % 3];
+                tx.rule(RuleSpec::append(IP, table, chain).comment(&n.to_string()), |_| ());
+            }
+        }
+    })
+    .await;
+    let whole = lab.sock.rules(RuleFilter::table(IP, "t")).await.unwrap();
+    assert_eq!(whole.len(), 300);
+    let chains = ["c", "nowhere", "empty", "a"];
+    let start = || vec![Vec::new(); chains.len()];
+    let visit = |all: &mut Vec<Vec<RuleDump>>, index: usize, rule: RuleRef<'_>| {
+        all[index].push(rule.to_owned());
+    };
+    let parts = lab.sock.fold_chains(IP, "t", &chains, start, visit).await.unwrap();
+    for (chain, part) in chains.iter().zip(parts) {
+        let of_chain: Vec<_> = whole.iter().filter(|rule| rule.chain == *chain).cloned().collect();
+        assert_eq!(part, of_chain, "{chain}");
+    }
+}
+
+#[tokio::test]
 async fn rules_of_other_programs_are_read_and_can_be_written_again() {
     let mut lab = Lab::new();
     lab.run(

@@ -63,17 +63,16 @@ impl<'a> Scope<'a> {
         Ok(found)
     }
 
-    /// The chains whose rules matter: built-in ones and ours, with their tables.
+    /// The chains of a table whose rules matter: built-in ones and ours.
     pub(super) fn interesting<'c>(
         &self,
         chains: &'c [ChainDump],
-    ) -> impl Iterator<Item = (Table, &'c str)> {
-        chains.iter().filter_map(|chain| {
-            let table = Table::ALL.into_iter().find(|it| it.name() == chain.table)?;
-            let place = self.place(table, &chain.name);
-            // Of a chain's uses one is each rule, and one each jump to it.
-            (chain.uses > 0 && !matches!(place, Where::Elsewhere)).then_some((table, &*chain.name))
-        })
+        table: Table,
+    ) -> impl Iterator<Item = &'c str> {
+        // Of a chain's uses one is each rule, and one each jump to it.
+        let chains = chains.iter().filter(move |it| it.table == table.name() && it.uses > 0);
+        let ours = move |chain: &&str| !matches!(self.place(table, chain), Where::Elsewhere);
+        chains.map(|chain| &*chain.name).filter(ours)
     }
 
     /// Starts reading the rules of a chain.

@@ -161,7 +161,7 @@ impl NftSocket {
     /// receive buffer and the state.
     ///
     /// The kernel's time is quadratic in the number of rules that pass the filter: 60,000 take it
-    /// about 2 s. Where there are many chains, one list a chain takes far less.
+    /// about 2 s. Where there are many chains, [`fold_chains`](Self::fold_chains) takes far less.
     // KERNEL: to go on after each 32 KiB, a rule dump walks all rules from the first again; a dump of
     // a chain starts at that chain (net/netfilter/nf_tables_api.c __nf_tables_dump_rules, v6.12).
     ///
@@ -178,21 +178,59 @@ impl NftSocket {
         mut start: impl FnMut() -> S,
         mut visit: impl FnMut(&mut S, RuleRef<'_>),
     ) -> Result<S, NftError> {
-        let attrs = |w: &mut Writer| {
-            if let Some(table) = filter.table {
-                w.str(RULE_TABLE, table);
-            }
-            if let Some(chain) = filter.chain {
-                w.str(RULE_CHAIN, chain);
+        self.fold_filters(&[filter], &mut start, &mut |state, _, rule| visit(state, rule)).await
+    }
+
+    /// Visits the rules of some chains of a table, in the order of each chain, without copying them;
+    /// the number that `visit` is given says which chain. See [`fold_rules`](Self::fold_rules).
+    ///
+    /// All of it shows one state of the kernel. Each chain costs a request, and what is disturbed
+    /// begins again with the first: cut a long list.
+    ///
+    /// # Errors
+    ///
+    /// See [Listing](#listing).
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn fold_chains<S>(
+        &mut self,
+        family: Family,
+        table: &str,
+        chains: &[&str],
+        mut start: impl FnMut() -> S,
+        mut visit: impl FnMut(&mut S, usize, RuleRef<'_>),
+    ) -> Result<S, NftError> {
+        let filters = chains.iter().map(|chain| RuleFilter::chain(family, table, chain));
+        self.fold_filters(&filters.collect::<Vec<_>>(), &mut start, &mut visit).await
+    }
+
+    async fn fold_filters<S>(
+        &mut self,
+        filters: &[RuleFilter<'_>],
+        start: &mut impl FnMut() -> S,
+        visit: &mut impl FnMut(&mut S, usize, RuleRef<'_>),
+    ) -> Result<S, NftError> {
+        let request = |filter: &RuleFilter<'_>| {
+            self.request(MessageKind::GETRULE, NLM_F_DUMP, filter.family, |w| {
+                if let Some(table) = filter.table {
+                    w.str(RULE_TABLE, table);
+                }
+                if let Some(chain) = filter.chain {
+                    w.str(RULE_CHAIN, chain);
+                }
+            })
+        };
+        let requests: Vec<_> = filters.iter().map(request).collect();
+        let mut visit = |state: &mut S, index: usize, message: Message<'_>| {
+            let accepts =
+                |rule: &RuleRef<'_>| filters.get(index).is_some_and(|it| it.accepts(rule));
+            if let Some(rule) = RuleRef::read(message).filter(accepts) {
+                visit(state, index, rule);
             }
         };
-        let mut visit = |state: &mut S, message: Message<'_>| {
-            if let Some(rule) = RuleRef::read(message).filter(|rule| filter.accepts(rule)) {
-                visit(state, rule);
-            }
-        };
-        let kind = MessageKind::GETRULE;
-        self.fold("listing rules", kind, filter.family, attrs, &mut start, &mut visit).await
+        self.fold_requests("listing rules", &requests, start, &mut visit).await
     }
 
     /// All elements of a set.
@@ -277,14 +315,29 @@ impl NftSocket {
         start: &mut impl FnMut() -> S,
         visit: &mut impl FnMut(&mut S, Message<'_>),
     ) -> Result<S, NftError> {
-        let (request, seq) = self.request(kind, NLM_F_DUMP, family, attrs);
-        for _ in 0..DUMP_ATTEMPTS {
+        let request = self.request(kind, NLM_F_DUMP, family, attrs);
+        let mut visit = |state: &mut S, _: usize, message: Message<'_>| visit(state, message);
+        self.fold_requests(what, &[request], start, &mut visit).await
+    }
+
+    /// Carries out some requests for lists as if they were one. `visit` is told which one a message
+    /// answers.
+    async fn fold_requests<S>(
+        &mut self,
+        what: &'static str,
+        requests: &[(Writer, u32)],
+        start: &mut impl FnMut() -> S,
+        visit: &mut impl FnMut(&mut S, usize, Message<'_>),
+    ) -> Result<S, NftError> {
+        'attempt: for _ in 0..DUMP_ATTEMPTS {
             let before = self.generation().await?;
             let mut state = start();
-            let mut visit = |message: Message<'_>| visit(&mut state, message);
-            let undisturbed = self.sock.dump_once(request.as_bytes(), seq, &mut visit).await;
-            if !undisturbed.map_err(|error| NftError::from_sock(what, error))? {
-                continue;
+            for (index, (request, seq)) in requests.iter().enumerate() {
+                let mut visit = |message: Message<'_>| visit(&mut state, index, message);
+                let undisturbed = self.sock.dump_once(request.as_bytes(), *seq, &mut visit).await;
+                if !undisturbed.map_err(|error| NftError::from_sock(what, error))? {
+                    continue 'attempt;
+                }
             }
             // KERNEL: a commit takes effect first and changes the generation later, so that a list
             // can show part of it and look undisturbed (net/netfilter/nf_tables_api.c
