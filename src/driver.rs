@@ -6,7 +6,7 @@ use std::{
 };
 
 use proxier_core::{
-    Degraded, FragmentId, Proxier, Status, SyncError, SyncReport,
+    Degraded, FragmentId, Proxier, Status, SyncError, SyncReport, in_full,
     model::{Conflict, Event, NodeEnv, Pending, Store},
     pace::{Pacer, Pause},
 };
@@ -347,7 +347,7 @@ impl Driver {
         let before = self.standing.borrow().clone();
         log_degraded(&before.proxier.degraded, &status.degraded);
         let troubled = outcome.is_err() || !status.degraded.is_empty();
-        let failure = outcome.as_ref().err().map(in_full);
+        let failure = outcome.as_ref().err().map(|error| in_full(error));
         match (&before.failure, &failure) {
             (None, Some(failure)) => warn!(%failure, "cannot program the node; trying again"),
             (Some(_), None) => info!("the node can be programmed again"),
@@ -413,18 +413,6 @@ fn log_degraded(before: &[Degraded], after: &[Degraded]) {
     for it in before.iter().filter(|it| !same(after, &it.id, None)) {
         info!(fragment = %it.id, "programmed again, or gone");
     }
-}
-
-/// An error with its causes, in one line.
-pub(crate) fn in_full(error: &SyncError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 impl fmt::Debug for Driver {

@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use proxier_core::{Degraded, Mode, Proxier, Revision, SyncError, SyncReport, Update};
+use proxier_core::{Degraded, Mode, Proxier, Revision, SyncError, SyncReport, Update, in_full};
 use tracing::{info, warn};
 
 /// How a mode is exchanged for another one.
@@ -109,7 +109,7 @@ impl Retired {
         let (revision, node) = (Revision(revision.0), std::sync::Arc::clone(node));
         let nothing = Update::Reset { revision, node, fragments: Vec::new() };
         if let Err(error) = self.proxier.sync(nothing).await {
-            warn!(mode = %self.mode(), error = %crate::driver::in_full(&error), "the old mode lingers with its Services");
+            warn!(mode = %self.mode(), error = %in_full(&error), "the old mode lingers with its Services");
         }
     }
 
@@ -119,7 +119,7 @@ impl Retired {
         match self.proxier.cleanup().await {
             Ok(()) => info!(mode = %self.mode(), "removed the old mode"),
             Err(error) => {
-                warn!(mode = %self.mode(), error = %crate::driver::in_full(&error), "cannot remove the old mode");
+                warn!(mode = %self.mode(), error = %in_full(&error), "cannot remove the old mode");
             }
         }
     }
@@ -145,7 +145,7 @@ pub(crate) async fn prepare(
         Ok(report) => Ok(Some(report)),
         Err(error) => {
             if let Err(left) = new.cleanup().await {
-                warn!(%mode, error = %crate::driver::in_full(&left), "cannot remove the mode that was tried");
+                warn!(%mode, error = %in_full(&left), "cannot remove the mode that was tried");
             }
             Err(error)
         }

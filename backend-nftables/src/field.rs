@@ -4,7 +4,7 @@ use proxier_core::Family;
 use proxier_netlink::nft::{
     CtDirection, CtKey, Expr, Hash, HashKind, MetaKey, NumgenKind, PayloadBase, Reg,
 };
-pub(crate) use proxier_netlink::spi::nft_family;
+pub(crate) use proxier_netlink::spi::{family_name, nft_family};
 
 /// One part of the key of a set.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -91,7 +91,7 @@ impl Field {
 
     /// As `nft` writes it.
     pub(crate) fn text(self, family: Family) -> String {
-        let ip = ip(family);
+        let ip = family_name(family);
         match self {
             Self::Daddr => format!("{ip} daddr"),
             Self::Dport => "th dport".to_owned(),
@@ -199,12 +199,4 @@ fn hash(
         seed: Some(seed),
         offset: 0,
     })
-}
-
-/// The name of a family in nf_tables.
-pub(crate) const fn ip(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "ip",
-        Family::V6 => "ip6",
-    }
 }

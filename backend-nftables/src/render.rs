@@ -9,14 +9,14 @@ use proxier_core::{
 use proxier_netlink::nft::{CmpOp, CtKey, Expr, FibFlags, MetaKey, PayloadBase, Reg, Verdict};
 
 use crate::{
-    field::{Field, Side, ip},
+    field::{Field, Side, family_name},
     object::{Content, Element, Key, Object, Pick, SetName, Stray, Value},
     rule::Rule,
 };
 
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ip = ip(self.family);
+        let ip = family_name(self.family);
         match &self.object {
             Object::Table => write!(f, "table {ip}"),
             Object::Set(set) => write!(f, "set {ip} {set}"),

@@ -24,6 +24,7 @@ use std::{io::Write, process::ExitCode};
 
 use args::Verb;
 use config::{Resolved, load};
+use proxier::in_full;
 
 /// Anything that ends a verb, in words for people.
 pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -135,10 +136,4 @@ pub(crate) fn print(text: &str) -> Outcome {
 fn is_closed_pipe(error: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
     let io = error.downcast_ref::<std::io::Error>();
     io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
-}
-
-/// An error with its causes, in one line each.
-pub(crate) fn in_full(error: &(dyn std::error::Error + 'static)) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

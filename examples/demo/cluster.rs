@@ -6,11 +6,9 @@ use std::{
 };
 
 use proxier::{
-    Manifests, Snapshot,
+    Manifests, Snapshot, in_full,
     model::{EndpointSlice, Event, NodeEnv, Service, Store, api},
 };
-
-use proxier_testkit::in_full;
 
 use crate::args::Options;
 

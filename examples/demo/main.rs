@@ -30,11 +30,8 @@ use args::{Command, Options};
 use cluster::Cluster;
 use guest::Stays;
 use layout::Layout;
-use proxier::Mode;
-use proxier_testkit::{
-    in_full,
-    lab::{self, LabError},
-};
+use proxier::{Mode, in_full};
+use proxier_testkit::lab::{self, LabError};
 use screen::Screen;
 use stage::Stage;
 

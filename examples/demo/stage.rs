@@ -7,12 +7,11 @@ use std::{
 };
 
 use proxier::{
-    Protocol,
+    Protocol, in_full,
     ir::{Fragment, WayIn},
     model::Store,
 };
 use proxier_testkit::{
-    in_full,
     lab::{LabError, Ns, Via},
     topology::World,
     traffic::{self, Endpoint, Responder, sctp_supported},

@@ -55,3 +55,16 @@ pub use proxier::{
     Revision, RuleCount, Spreading, Status, SyncError, SyncReport, Totals, UnknownMode, Update,
     Verb,
 };
+
+/// An error with its causes, in one line.
+#[must_use]
+pub fn in_full(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

@@ -6,6 +6,7 @@ use std::{collections::HashMap, io, net::SocketAddr, time::Instant};
 use proxier_core::{
     Family, OpenContext, Protocol,
     conntrack::{Flow, FlowFilter, Forgotten},
+    in_full,
     spi::{CommitError, ErrorKind, Op},
 };
 
@@ -114,22 +115,13 @@ pub fn combine(mut errors: Vec<(Family, CommitError)>) -> Result<(), CommitError
         Some((_, only)) if errors.is_empty() => Err(only),
         Some(last) => {
             errors.push(last);
+            let describe =
+                |(family, error): &(Family, CommitError)| format!("{family}: {}", in_full(error));
             let doing = errors.iter().map(describe).collect::<Vec<_>>().join("; ");
             let kind = errors.first().map_or(ErrorKind::Fatal, |(_, error)| error.kind());
             Err(CommitError::Transport { doing, source: io::ErrorKind::Other.into(), kind })
         }
     }
-}
-
-/// A family's error with its causes.
-fn describe((family, error): &(Family, CommitError)) -> String {
-    let mut text = format!("{family}: {error}");
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
 }
 
 /// Removes the flows that any of the filters calls stale.

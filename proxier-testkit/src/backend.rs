@@ -14,13 +14,12 @@ use std::{
 use proxier_core::{
     Family, Proxier, SyncReport, Update,
     engine::Engine,
+    in_full,
     manifest::Manifest,
     model::{DetectLocal, Event, NodeEnv, Store},
     spi::{Backend, Dataplane},
 };
 use proxier_netlink::NetNs;
-
-use crate::in_full;
 
 /// The node that worlds are written for: `tern`, with an address and a pod network of each family.
 ///

@@ -57,16 +57,3 @@ pub mod traffic;
 mod wait;
 
 pub use wait::{Overdue, eventually, eventually_async};
-
-/// An error with its causes, in one line.
-#[must_use]
-pub fn in_full(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
-}

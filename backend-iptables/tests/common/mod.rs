@@ -11,6 +11,7 @@ use std::{
 };
 
 use proxier_backend_iptables::{Config, Iptables, IptablesDataplane, Key, Value, engine};
+pub use proxier_core::in_full;
 use proxier_core::{
     Family, ObjectName,
     engine::Engine,
@@ -20,7 +21,6 @@ use proxier_core::{
 use proxier_netlink::NetNs;
 use proxier_testkit::backend;
 pub use proxier_testkit::backend::{assert_consistent, assert_same, node as env, store, sync};
-pub use proxier_testkit::in_full;
 
 pub type TestEngine = Engine<Iptables, IptablesDataplane>;
 type Objects = BTreeMap<Key, Value>;

@@ -33,7 +33,7 @@ use self::{
 use crate::{
     backend::{Nftables, Op},
     config::Config,
-    field::{ip, nft_family},
+    field::{family_name, nft_family},
     object::{Content, Element, Key, Object, POOLS, PortId, SetName, Value},
 };
 
@@ -89,7 +89,7 @@ impl NftablesDataplane {
         let Some(table) = tables.into_iter().find(|it| it.name == self.config.table) else {
             return Ok(None);
         };
-        let object = format!("table {} {}", ip(family), table.name);
+        let object = format!("table {} {}", family_name(family), table.name);
         if table.flags & TableDump::OWNER != 0 && table.owner != Some(self.nft.portid()) {
             let port = table.owner.map_or_else(|| "unknown".to_owned(), |port| port.to_string());
             let hint = format!("only the process with netlink port {port} may change it");

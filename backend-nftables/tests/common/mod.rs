@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use proxier_backend_nftables::{Config, Key, Nftables, NftablesDataplane, Value, engine};
+pub use proxier_core::in_full;
 use proxier_core::{
     Family, Update,
     engine::Engine,
@@ -13,7 +14,6 @@ use proxier_core::{
 use proxier_netlink::NetNs;
 use proxier_testkit::backend;
 pub use proxier_testkit::backend::{assert_consistent, assert_same, store, sync};
-pub use proxier_testkit::in_full;
 
 pub type TestEngine = Engine<Nftables, NftablesDataplane>;
 pub type Objects = BTreeMap<Key, Value>;

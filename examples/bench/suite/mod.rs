@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use proxier::Mode;
+use proxier::{Mode, in_full};
 use proxier_testkit::lab::Lab;
 use serde::de::DeserializeOwned;
 
@@ -155,7 +155,7 @@ impl Suite<'_> {
         match run() {
             Ok(Some(result)) => return Some(result),
             Ok(None) => notes.push(format!("{what}: the time ran out")),
-            Err(error) => notes.push(format!("failed: {what}: {}", reasons(&*error))),
+            Err(error) => notes.push(format!("failed: {what}: {}", in_full(&*error))),
         }
         None
     }
@@ -265,16 +265,6 @@ impl Suite<'_> {
     fn packets(&self, course: &Course, world: World) -> Result<Path, Box<dyn Error>> {
         course.measure(world, self.options.connects, self.options.seconds)
     }
-}
-
-fn reasons(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a statistic")]

@@ -2,9 +2,9 @@
 
 use std::error::Error;
 
-use proxier::Mode;
+use proxier::{Mode, in_full};
 
-use super::{PARTS, Suite, reasons};
+use super::{PARTS, Suite};
 use crate::{
     args::Options,
     child::{self, Samples, Task},
@@ -53,7 +53,7 @@ impl ModeRun {
             Ok::<_, Box<dyn Error>>(())
         };
         if let Err(error) = hold() {
-            self.notes.push(format!("failed: memory and packets: {}", reasons(&*error)));
+            self.notes.push(format!("failed: memory and packets: {}", in_full(&*error)));
         }
     }
 

@@ -2,9 +2,10 @@
 
 use std::{error::Error, time::Duration};
 
+use proxier::in_full;
 use proxier_testkit::lab::{Lab, Ns};
 
-use super::{Suite, reasons};
+use super::Suite;
 use crate::{
     path::Course,
     peers::{Peer, Texts},
@@ -68,7 +69,7 @@ impl PeerRun {
                 match suite.packets(&course, world) {
                     Ok(path) => self.path = Some(path),
                     Err(error) => {
-                        self.notes.push(format!("failed: packets: {}", reasons(&*error)));
+                        self.notes.push(format!("failed: packets: {}", in_full(&*error)));
                     }
                 }
             }

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     conntrack::{FlowFilter, Forgotten, stale},
+    in_full,
     ir::Fragment,
     name::FragmentId,
     proxier::{SyncError, SyncReport, Verb},
@@ -211,7 +212,7 @@ impl<B: Backend, D: Dataplane<B>> Run<'_, B, D> {
                 }
                 Sent::RefusedSomewhere(error) => match group.as_slice() {
                     [] => {}
-                    [(id, _)] => self.lane.blame(id, error.kind(), describe(&error)),
+                    [(id, _)] => self.lane.blame(id, error.kind(), in_full(&error)),
                     _ => {
                         let rest = group.split_off(group.len() / 2);
                         groups.extend([rest, group]);
@@ -265,7 +266,7 @@ impl<B: Backend, D: Dataplane<B>> Run<'_, B, D> {
                     let error = CommitError::Refused { op, object, extack, errno, kind };
                     return Ok(match culprit {
                         Some(id) => {
-                            self.lane.blame(&id, kind, describe(&error));
+                            self.lane.blame(&id, kind, in_full(&error));
                             Sent::Refused(id)
                         }
                         None => Sent::RefusedSomewhere(error),
@@ -320,7 +321,7 @@ impl<B: Backend, D: Dataplane<B>> Run<'_, B, D> {
             Err(error) => self
                 .report
                 .warnings
-                .push(format!("stale UDP flows of {family} may remain: {}", describe(&error))),
+                .push(format!("stale UDP flows of {family} may remain: {}", in_full(&error))),
         }
     }
 
@@ -471,16 +472,4 @@ fn sole_owner(owners: &[Owner]) -> Option<FragmentId> {
         Owner::Fragment(id) if rest.iter().all(|owner| owner == first) => Some(id.clone()),
         Owner::Fragment(_) | Owner::Skeleton => None,
     }
-}
-
-/// An error with its causes, in one line.
-fn describe(error: &CommitError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

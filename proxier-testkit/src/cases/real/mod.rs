@@ -11,7 +11,7 @@ mod rig;
 
 use std::{collections::BTreeSet, fmt};
 
-use proxier_core::{BackendFactory, Mode, OpenError};
+use proxier_core::{BackendFactory, Mode, OpenError, in_full};
 use tokio::runtime::{Builder, Runtime};
 
 use self::{layout::Layout, rig::Rig};
@@ -20,7 +20,7 @@ use super::{
     affinity::flows,
     flow::{Applies, Flow, flow_of},
 };
-use crate::{in_full, lab::LabError};
+use crate::lab::LabError;
 
 /// A real kernel cannot be used.
 #[derive(Debug, thiserror::Error)]

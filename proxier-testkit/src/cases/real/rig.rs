@@ -7,7 +7,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use proxier_core::{BackendFactory, OpenContext, Protocol as Transport, Proxier};
+use proxier_core::{BackendFactory, OpenContext, Protocol as Transport, Proxier, in_full};
 use proxier_netlink::{
     NetNs,
     ct::{Conntrack, CtFamily},
@@ -25,7 +25,6 @@ use crate::{
         flow::{Flow, judged},
         world::ip,
     },
-    in_full,
     lab::{LabError, Ns, V4_GATEWAY, V6_GATEWAY, Via, default_of},
     topology::{HostSpec, LinkSpec, NodeSpec, RemoteSpec, Topology, World},
     traffic::{Endpoint, Protocol, Responder, sctp_supported},
