@@ -40,7 +40,7 @@ impl Site {
         let spec = ProbeSpec::tcp(dst.parse().unwrap());
         let tally = ns.block_on({
             let ns = ns.clone();
-            async move { probe_many(&ns, &spec, &Many::new(6)).await }
+            async move { probe_many(&ns, &spec, &Many::new(16)).await }
         });
         tally.unwrap().names().into_iter().map(str::to_owned).collect()
     }
